@@ -1,13 +1,12 @@
 """Pictures for people: ground truth beside prediction and error, contact sheets, captions."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.files import replacing
 
 HEAT_FULL_SCALE = 64  # grey levels of mean absolute error that get the hottest colour
 PAPER = 24  # grey level behind captions and between tiles
@@ -65,16 +64,9 @@ def spread(count: int, wanted: int) -> np.ndarray:
 
 def save(path: str | Path, image: np.ndarray, quality: int = 92) -> None:
     """Writes u8 [H, W, 3] RGB as JPEG or PNG by the name's ending; the file appears only when complete."""
-    path = Path(path)
-    data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data.tobytes())
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    data = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    with replacing(path) as partial:
+        partial.write_bytes(data[1].tobytes())
 
 
 def _padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
