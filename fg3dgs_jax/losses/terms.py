@@ -1,0 +1,62 @@
+"""The loss table: every term that a stage can weigh, by name.
+
+A region term judges one region's layer, a frame term the finished frame. LPIPS and the lip-sync loss become rows here.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from fg3dgs_jax.losses import image
+from fg3dgs_jax.types import Deltas
+
+
+@flax.struct.dataclass
+class RegionView:
+    """One region's layer beside what it should be, cropped to the region's box. All float32."""
+
+    prediction: jax.Array  # [h, w, 3], the layer over a background
+    target: jax.Array  # [h, w, 3], the image inside the region's mask over the same background
+    alpha: jax.Array  # [h, w], the layer's
+    inside: jax.Array  # [h, w] in {0, 1}: the region's mask
+    outside: jax.Array  # [h, w] in {0, 1}: must stay empty; what is neither is not judged
+    deltas: Deltas | None  # None while the head stands still
+    alive: jax.Array  # bool [N]
+
+
+@flax.struct.dataclass
+class FrameView:
+    """The finished frame beside the video's, float32 [H, W, 3] in [0, 1]."""
+
+    prediction: jax.Array
+    target: jax.Array
+    head: jax.Array  # [H, W] in {0, 1}
+
+
+def _delta(name: str):
+    def term(view: RegionView) -> jax.Array:
+        return image.mean_abs(None if view.deltas is None else getattr(view.deltas, name), view.alive)
+
+    return term
+
+
+REGION_TERMS = {
+    "l1": lambda view: image.l1(view.prediction, view.target),
+    "dssim": lambda view: image.dssim(view.prediction, view.target),
+    "alpha": lambda view: image.alpha(view.alpha, view.inside, view.outside),
+    "delta_means": _delta("means"),
+    "delta_quats": _delta("quats"),
+    "delta_log_scales": _delta("log_scales"),
+}
+
+FRAME_TERMS = {
+    "frame_l1": lambda view: image.l1(view.prediction, view.target),
+    "frame_dssim": lambda view: image.dssim(view.prediction, view.target),
+}
+
+
+def psnr(prediction: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+    """PSNR in dB over the pixels of `weight` [H, W], for the progress line; images f32 [H, W, 3] in [0, 1]."""
+    error = (jnp.clip(prediction, 0.0, 1.0) - target) ** 2 * weight[..., None]
+    mse = error.sum() / jnp.maximum(3.0 * weight.sum(), 1.0)
+    return -10.0 * jnp.log10(jnp.maximum(mse, 1e-10))

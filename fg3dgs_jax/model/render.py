@@ -1,0 +1,121 @@
+"""A frame of the head: motion -> deformed Gaussians -> a layer per region -> composite (FG Eq. 8, 12, 14)."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fg3dgs_jax.model import gaussians as pool_lib
+from fg3dgs_jax.model import motion as motion_lib
+from fg3dgs_jax.model.hashgrid import GridSpec
+from fg3dgs_jax.rasterizer import rasterize
+from fg3dgs_jax.types import Camera, Condition, Deltas, Gaussians, Rendered
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionSpec:
+    """One layer of the head: its name, its kind of motion network (see `motion.create`) and that network's grid."""
+
+    name: str
+    motion: str
+    grid: GridSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSpec:
+    """Everything static about a head: what is needed to rebuild its networks around stored arrays."""
+
+    regions: tuple[RegionSpec, ...]  # front to back: FG Eq. 14 composites them in this order
+    audio_shape: tuple[int, int]  # (A, D) of one audio window
+    expression_dim: int
+    sh_degree: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RasterOptions:
+    """How the rasterizer is called: see `rasterizer.rasterize`."""
+
+    backend: str = "auto"
+    max_pairs: int | None = None
+
+
+def create_motions(spec: HeadSpec, seed: int) -> tuple[dict[str, nnx.GraphDef], dict[str, dict]]:
+    """Fresh motion networks: per region a static graph definition and a plain dict of float32 arrays."""
+    graphs, params = {}, {}
+    for i, region in enumerate(spec.regions):
+        rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), i))
+        module = motion_lib.create(region.motion, region.grid, spec.audio_shape, spec.expression_dim, rngs=rngs)
+        graphs[region.name], state = nnx.split(module)
+        params[region.name] = nnx.to_pure_dict(state)
+    return graphs, params
+
+
+def move(graph: nnx.GraphDef, motion: Mapping, means: jax.Array, condition: Condition) -> tuple[Deltas, dict]:
+    """The deltas of one region's Gaussians for one frame, and what its network reveals of its attention."""
+    return nnx.merge(graph, motion)(means, condition)
+
+
+def render_region(
+    gaussians: Gaussians,
+    alive: jax.Array,
+    deltas: Deltas | None,
+    camera: Camera,
+    *,
+    active_degree: jax.Array | int,
+    means2d: jax.Array | None = None,
+    options: RasterOptions = RasterOptions(),  # noqa: B008 (frozen)
+) -> Rendered:
+    """One region's layer. `deltas` None renders the static head; `means2d` as in `rasterize`."""
+    means, quats, scales, opacities, sh = pool_lib.activate(gaussians, alive, deltas, active_degree)
+    return rasterize(
+        means,
+        quats,
+        scales,
+        opacities,
+        sh,
+        camera.viewmat,
+        camera.intrinsics,
+        camera.width,
+        camera.height,
+        means2d=means2d,
+        max_pairs=options.max_pairs,
+        backend=options.backend,
+    )
+
+
+def composite(layers: Sequence[Rendered], backdrop: jax.Array) -> jax.Array:
+    """Lay premultiplied layers, front to back, over a backdrop f32 [H, W, 3] (FG Eq. 14, premultiplied)."""
+    color = backdrop
+    for layer in reversed(layers):
+        color = layer.color + (1.0 - layer.alpha)[..., None] * color
+    return color
+
+
+def render_frame(
+    spec: HeadSpec,
+    graphs: Mapping[str, nnx.GraphDef],
+    params: Mapping[str, Mapping],
+    alive: Mapping[str, jax.Array],
+    condition: Condition,
+    camera: Camera,
+    backdrop: jax.Array,
+    *,
+    moving: bool = True,
+    options: RasterOptions = RasterOptions(),  # noqa: B008 (frozen)
+) -> jax.Array:
+    """One finished frame, u8 [H, W, 3]: `params[region]` holds `gaussians` and `motion`, backdrop is u8 [H, W, 3]."""
+    layers = []
+    for region in spec.regions:
+        gaussians = params[region.name]["gaussians"]
+        deltas = None
+        if moving:
+            deltas, _ = move(graphs[region.name], params[region.name]["motion"], gaussians.means, condition)
+        layers.append(
+            render_region(
+                gaussians, alive[region.name], deltas, camera, active_degree=spec.sh_degree, options=options
+            )
+        )
+    color = composite(layers, backdrop.astype(jnp.float32) / 255.0)
+    return jnp.round(jnp.clip(color, 0.0, 1.0) * 255.0).astype(jnp.uint8)

@@ -1,0 +1,101 @@
+"""Every field of a config with its default and its meaning. A file in `configs/` starts from here and says what differs.
+
+Any field is set on the command line: `--config.stages.motion.steps=20000 --config.regions.face.capacity=8192`.
+Steps are those of a full run; `schedule_scale` shortens all of them in proportion.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def region(**fields) -> ConfigDict:
+    """A layer of the head."""
+    return ConfigDict(
+        {
+            "include": (),  # labels that belong to the region: head, hair, lips, inner_mouth, eyes, torso
+            "exclude": (),  # labels that do not, even where one of the others is set
+            "box": "",  # "lips" or "eyes": only pixels inside the mask or outside these boxes are judged
+            "motion": "face",  # motion network: face, cross_audio, cross_expression or mouth_mlp
+            "points": 2_000,  # Gaussians at the start
+            "capacity": 16_384,  # Gaussians at most
+            "grad_threshold": 2e-4,  # mean screen gradient (NDC) above which a Gaussian is cloned or split
+            "grid": {
+                "levels": 12,
+                "min_resolution": 16,
+                "max_resolution": 256,
+                "features": 1,
+                "log2_table": 17,
+                "bound": 1.5,  # half-edge of the encoded cube, in head radii
+            },
+            **fields,
+        }
+    )
+
+
+def densify(**fields) -> ConfigDict:
+    """Growing and shrinking of the pools, in steps of the stage; `every` 0 turns it off."""
+    return ConfigDict(
+        {
+            "start": 500,
+            "stop": 45_000,
+            "every": 100,
+            "shortest": 50,  # a shortened schedule still waits this long between two rounds
+            "percent_dense": 0.02,
+            "min_opacity": (0.05, 0.05),
+            "max_radius": 0.0,
+            "max_scale": 0.5,
+            **fields,
+        }
+    )
+
+
+def stage(**fields) -> ConfigDict:
+    """A stretch of training at constant rules."""
+    return ConfigDict(
+        {
+            "steps": 0,
+            "moving": True,  # False: the head stands still, motion networks wait
+            "rates": {},  # group -> (learning rate at the first step, at the last); a group left out is frozen
+            "weights": {"l1": 1.0, "dssim": 0.2},  # loss term -> weight, see losses/terms.py
+            "densify": densify(every=0),
+            "curricula": {},  # incremental sampling: name -> fields of data.sampling.Curriculum, steps of the stage
+            **fields,
+        }
+    )
+
+
+def base() -> ConfigDict:
+    """What all configs share; `layers`, `regions`, `schedule` and `stages` are left to them."""
+    return ConfigDict(
+        {
+            "data": "",  # dataset folder: from `preprocess`, or in the AD-NeRF / ER-NeRF / TalkingGaussian layout
+            "synthetic": {"frames": 0, "size": 192, "seed": 0},  # frames > 0 and no `data`: make the procedural clip
+            "audio_features": config_dict.placeholder(str),  # another front end than the folder's own
+            "seed": 0,
+            "schedule_scale": 1.0,
+            "layers": (),  # names of the regions, front to back
+            "regions": {},
+            "schedule": (),  # names of the stages, in order
+            "stages": {},
+            "sh_degree": 2,
+            "sh_every": 1_000,  # steps per additional degree
+            # Groups of parameters: a regex for their paths, exactly one of which must match each. `per_extent` rates are multiplied by the head's radius.
+            "groups": {
+                "means": {"pattern": r".*/gaussians/means", "decay": 0.0, "per_extent": True},
+                "quats": {"pattern": r".*/gaussians/quats", "decay": 0.0, "per_extent": False},
+                "log_scales": {"pattern": r".*/gaussians/log_scales", "decay": 0.0, "per_extent": False},
+                "opacities": {"pattern": r".*/gaussians/logit_opacities", "decay": 0.0, "per_extent": False},
+                "sh": {"pattern": r".*/gaussians/sh", "decay": 0.0, "per_extent": False},
+                "grids": {"pattern": r".*/motion/grid/.*", "decay": 1e-2, "per_extent": False},
+                "audio": {"pattern": r".*/motion/audio/.*", "decay": 1e-4, "per_extent": False},
+                "networks": {"pattern": r".*/motion/(?!grid/|audio/).*", "decay": 0.0, "per_extent": False},
+            },
+            "sh_rest": 0.05,  # SH above degree 0 learn this much slower
+            "rasterizer": {"backend": "auto", "max_pairs": 0},  # 0: no limit
+            "log_every": 20,  # steps between two looks at the metrics
+            "preview_every": 500,  # steps between two preview pictures
+            "save_every": 1_000,  # steps between two checkpoints
+            "keep": 2,  # checkpoints kept
+            "evaluate": True,  # score the held-out frames and write result.mp4 after training
+            "models": "",  # folder with face_landmarker.task, for LMD and jitter
+        }
+    )

@@ -1,0 +1,199 @@
+"""The one trainer: it runs whatever stages a config lists, from the first step or from the newest checkpoint."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from fg3dgs_jax.data.dataset import Dataset, prefetch
+from fg3dgs_jax.data.sampling import FrameSampler
+from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.model import gaussians as pool_lib
+from fg3dgs_jax.model.render import HeadSpec, RasterOptions, create_motions
+from fg3dgs_jax.training import checkpoint, optim, seeds, stages
+from fg3dgs_jax.training.previews import Preview
+from fg3dgs_jax.training.progress import Progress
+from fg3dgs_jax.training.signals import Interrupt, Stopped
+from fg3dgs_jax.training.state import PAIRS, TrainState
+from fg3dgs_jax.training.step import Plan, make_densify, make_step
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config resolved against a dataset: everything that stays the same from the first step to the last."""
+
+    config: ConfigDict
+    dataset: Dataset
+    workdir: Path
+    spec: HeadSpec
+    graphs: dict
+    tasks: dict[str, stages.RegionTask]
+    stages: tuple[stages.Stage, ...]
+
+    @property
+    def total_steps(self) -> int:
+        return self.stages[-1].stop
+
+
+def _crops(dataset: Dataset) -> dict[str, int]:
+    """Edge in pixels of the square that holds every frame's boxes of a kind with a margin, a multiple of 16."""
+    eyes = np.asarray(dataset.eye_boxes)
+    spans = {
+        "lips": np.asarray(dataset.lips_box)[:, None],
+        "eyes": np.stack([eyes[..., 0].min(1), eyes[..., 1].max(1), eyes[..., 2].min(1), eyes[..., 3].max(1)], -1)[:, None],
+    }
+    limit = min(dataset.width, dataset.height)
+    crops = {}
+    for kind, boxes in spans.items():
+        edge = max((boxes[..., 1] - boxes[..., 0]).max(), (boxes[..., 3] - boxes[..., 2]).max())
+        crops[kind] = min(limit, int(np.ceil(1.1 * edge / 16.0)) * 16)
+    return crops
+
+
+def prepare(config: ConfigDict, dataset: Dataset, workdir: Path) -> Run:
+    """Checks a config against a dataset. Raises UserError before any work is done."""
+    found = stages.stages(config)
+    if not found:
+        raise UserError("--config.schedule: names no stage; a run needs at least one.")
+    spec = stages.head_spec(config, dataset.audio_features.shape[1:], dataset.expression.shape[1], dataset.extent)
+    graphs, _ = create_motions(spec, config.seed)
+    run = Run(config, dataset, workdir, spec, graphs, stages.tasks(config, _crops(dataset)), found)
+    for stage in found:
+        _plan(run, stage, None)
+    return run
+
+
+def _plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
+    groups = {name: optim.Group(**fields.to_dict()) for name, fields in run.config.groups.items()}
+    return Plan(
+        spec=run.spec,
+        graphs=run.graphs,
+        tasks=run.tasks,
+        stage=stage,
+        rates=optim.Rates(groups, stage.rates, run.dataset.extent, run.config.sh_rest),
+        options=RasterOptions(run.config.rasterizer.backend, max_pairs),
+    )
+
+
+def first_state(run: Run) -> TrainState:
+    """Step 0: seeded Gaussians, fresh networks, zero moments."""
+    _, motions = create_motions(run.spec, run.config.seed)
+    params, pools = {}, {}
+    for i, region in enumerate(run.spec.regions):
+        fields = run.config.regions[region.name]
+        points, colors = seeds.seed_points(run.dataset, run.tasks[region.name], fields.points, run.config.seed + i)
+        if len(points) < 16:
+            raise UserError(
+                f"{run.dataset.path}: the masks of region {region.name!r} agree on no points; "
+                "look at the dataset's contact sheet, its labels or poses are off."
+            )
+        gaussians, pools[region.name] = pool_lib.from_points(points, colors, fields.capacity, run.spec.sh_degree)
+        params[region.name] = {"gaussians": gaussians, "motion": motions[region.name]}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt=optim.init(params),
+        pools=pools,
+        key=jax.random.key_data(jax.random.key(run.config.seed)),
+        trouble=jnp.zeros((), jnp.int32),
+        pairs_needed=jnp.zeros((), jnp.int32),
+    )
+
+
+def _info(run: Run) -> dict:
+    """What a checkpoint says about itself: enough to rebuild the head without the config file."""
+    return {
+        "config": json.loads(run.config.to_json_best_effort()),
+        "spec": dataclasses.asdict(run.spec),
+        "dataset": run.dataset.fingerprint,
+        "data": str(Path(run.dataset.path).resolve()),
+    }
+
+
+def train(run: Run, interrupt: Interrupt, track: Progress) -> TrainState:
+    """Runs or continues the run to its end and returns the final state. Raises Stopped once saved on request."""
+    restored = checkpoint.restore_latest(run.workdir, first_state(run), expect=_info(run))
+    state = first_state(run) if restored is None else jax.tree.map(jnp.asarray, restored[0])
+    if restored is not None:
+        log.info("continuing from step %d", int(state.step))
+    preview = Preview(run.spec, run.graphs, run.dataset, run.workdir)
+    max_pairs = run.config.rasterizer.max_pairs or None
+    for stage in run.stages:
+        while int(state.step) < stage.stop:
+            state, max_pairs = _run_segment(run, stage, state, max_pairs, interrupt, track, preview)
+    _save(run, state)
+    return state
+
+
+def _save(run: Run, state: TrainState) -> None:
+    checkpoint.save(run.workdir, int(state.step), state, _info(run), keep=run.config.keep)
+
+
+def _frames(run: Run, stage: stages.Stage, start: int) -> Iterable:
+    ids = run.dataset.train_ids
+    sampler = FrameSampler(ids, run.config.seed, stage.curricula, run.dataset.metrics)
+    return prefetch(run.dataset, sampler.frame_ids(start, stage.stop))
+
+
+def _run_segment(run, stage, state, max_pairs, interrupt, track, preview) -> tuple[TrainState, int | None]:
+    """Steps of one stage at one pair capacity: to the stage's end, or until the capacity must grow."""
+    plan = _plan(run, stage, max_pairs)
+    step_fn, densify_fn = make_step(plan), make_densify(plan) if stage.densify else None
+    start = int(state.step)
+    for step, frame in enumerate(_frames(run, stage, start), start):
+        state, metrics = step_fn(state, jax.device_put(frame))
+        done = step + 1
+        densifying = densify_fn is not None and _densifies(stage, done)
+        saving = done % run.config.save_every == 0
+        looking = done % run.config.log_every == 0 or done == stage.stop
+        if looking or saving or densifying or interrupt.requested:
+            trouble = int(state.trouble)
+            if trouble == PAIRS:
+                return _more_pairs(state, max_pairs)
+            if trouble:
+                raise _not_finite(plan, state)
+        if densifying:
+            state, counts = densify_fn(state)
+            metrics = {**metrics, **counts}
+        if looking:
+            alive = {f"alive/{name}": pool.alive.sum() for name, pool in state.pools.items()}
+            track.update(done, stage.name, {k: float(v) for k, v in jax.device_get({**metrics, **alive}).items()})
+        if done % run.config.preview_every == 0:
+            preview.save(state, done, stage.moving)
+        if interrupt.requested:
+            _save(run, state)
+            raise Stopped(f"saved at step {done} of {run.total_steps}; run the same command again to continue")
+        if saving:
+            _save(run, state)
+    return state, max_pairs
+
+
+def _densifies(stage: stages.Stage, done: int) -> bool:
+    rule, local = stage.densify, done - stage.start
+    return rule.start < local <= rule.stop and local % rule.every == 0
+
+
+def _more_pairs(state: TrainState, max_pairs: int) -> tuple[TrainState, int]:
+    """The step that overflowed changed nothing: it runs again with room for a quarter more than it needed."""
+    grown = max(2 * max_pairs, 1 << int(1.25 * int(state.pairs_needed)).bit_length())
+    log.warning(
+        "step %d needs %d tile-Gaussian pairs and has room for %d: running it again with room for %d",
+        int(state.step), int(state.pairs_needed), max_pairs, grown,
+    )  # fmt: skip
+    return state.replace(trouble=jnp.zeros((), jnp.int32)), grown
+
+
+def _not_finite(plan: Plan, state: TrainState) -> UserError:
+    term = plan.term_names[int(state.trouble) - 1]
+    return UserError(
+        f"training stopped at step {int(state.step)}: the term {term} is not finite; the last good checkpoint is kept, "
+        "lower the learning rates (--config.stages.*.rates) or look for a damaged frame and run the same command again."
+    )

@@ -1,0 +1,168 @@
+"""A stage is data: which parameters learn how fast, which losses count, whether the head moves, when Gaussians split.
+
+FG-3DGS, TalkingGaussian and their ablations differ in the configs that these records are read from, never in code.
+Steps of a config are those of a full run; `schedule_scale` shortens every stage in proportion.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from fg3dgs_jax.data.sampling import Curriculum
+from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.losses.terms import FRAME_TERMS, REGION_TERMS
+from fg3dgs_jax.model.hashgrid import GridSpec
+from fg3dgs_jax.model.render import HeadSpec, RegionSpec
+from fg3dgs_jax.types import Label
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionTask:
+    """What a region must learn: the pixels with a label of `include` and none of `exclude`.
+
+    `box` ("", "lips" or "eyes") names the boxes of the frame inside which pixels outside the mask are not judged:
+    the region in front covers them (TG's mouth branch). `crop` is the edge in pixels of the square that holds them.
+    """
+
+    include: int
+    exclude: int
+    box: str
+    crop: int
+    grad_threshold: float  # mean screen gradient in NDC units above which a Gaussian is cloned or split
+
+
+@dataclasses.dataclass(frozen=True)
+class Densify:
+    """When and how the pools grow and shrink; `start`, `stop`, `every` in steps of the stage."""
+
+    start: int
+    stop: int
+    every: int
+    percent_dense: float  # of the extent: larger Gaussians split, smaller ones are cloned
+    min_opacity: tuple[float, float]  # prune below, from start to stop
+    max_radius: float  # prune above, pixels at 512; 0: never
+    max_scale: float  # prune above, in extents; 0: never
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stretch of training at constant rules. `start` is its first step over the whole run."""
+
+    name: str
+    start: int
+    steps: int
+    moving: bool
+    rates: Mapping[str, tuple[float, float]]  # group -> learning rate at the first and last step, log-linear between
+    weights: Mapping[str, float]  # loss term -> weight
+    sh_every: int  # steps of the run per additional SH degree
+    densify: Densify | None
+    curricula: tuple[Curriculum, ...]  # steps over the whole run
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.steps
+
+
+def _scaled(steps: int, scale: float) -> int:
+    return max(1, round(steps * scale)) if steps else 0
+
+
+def _densify(config: ConfigDict, scale: float) -> Densify | None:
+    if not config.every:
+        return None
+    return Densify(
+        start=_scaled(config.start, scale),
+        stop=_scaled(config.stop, scale),
+        every=max(config.shortest, _scaled(config.every, scale)),
+        percent_dense=config.percent_dense,
+        min_opacity=tuple(config.min_opacity),
+        max_radius=config.max_radius,
+        max_scale=config.max_scale,
+    )
+
+
+def _curricula(config: ConfigDict, first: int, scale: float) -> tuple[Curriculum, ...]:
+    found = []
+    for fields in config.values():
+        start, stop = (first + round(fields[end] * scale) for end in ("start", "stop"))
+        window = {"lower": tuple(fields.lower), "upper": tuple(fields.upper)}
+        found.append(Curriculum(**{**fields.to_dict(), "start": start, "stop": stop, **window}))
+    return tuple(found)
+
+
+def stages(config: ConfigDict) -> tuple[Stage, ...]:
+    """The stages of a run in order, from `config.schedule` (names) and `config.stages` (their fields)."""
+    known, found, start = set(REGION_TERMS) | set(FRAME_TERMS), [], 0
+    for name in config.schedule:
+        if name not in config.stages:
+            raise UserError(f"--config.schedule names the stage {name!r}, which --config.stages does not define.")
+        entry = config.stages[name]
+        for term in entry.weights:
+            if term not in known:
+                raise UserError(
+                    f"--config.stages.{name}.weights.{term}: no such loss term; there are {', '.join(sorted(known))}."
+                )
+        for group in entry.rates:
+            if group not in config.groups:
+                raise UserError(f"--config.stages.{name}.rates.{group}: no such group in --config.groups.")
+        steps = _scaled(entry.steps, config.schedule_scale)
+        found.append(
+            Stage(
+                name=name,
+                start=start,
+                steps=steps,
+                moving=entry.moving,
+                rates={group: tuple(ends) for group, ends in entry.rates.items() if ends is not None},
+                weights={term: weight for term, weight in entry.weights.items() if weight},
+                sh_every=_scaled(config.sh_every, config.schedule_scale),
+                densify=_densify(entry.densify, config.schedule_scale),
+                curricula=_curricula(entry.curricula, start, config.schedule_scale),
+            )
+        )
+        start += steps
+    return tuple(found)
+
+
+def _bits(names: tuple[str, ...], field: str) -> int:
+    bits = 0
+    for name in names:
+        if name.upper() not in Label.__members__:
+            raise UserError(f"{field}: no label {name!r}; there are {', '.join(m.lower() for m in Label.__members__)}.")
+        bits |= Label[name.upper()]
+    return int(bits)
+
+
+def tasks(config: ConfigDict, crops: Mapping[str, int]) -> dict[str, RegionTask]:
+    """What each region of `config.layers` learns. `crops` gives the pixels that hold a box of each kind."""
+    found = {}
+    for name in config.layers:
+        region = config.regions[name]
+        field = f"--config.regions.{name}"
+        if region.box not in ("", *crops):
+            raise UserError(f"{field}.box: {region.box!r} is none of {', '.join(map(repr, ('', *crops)))}.")
+        found[name] = RegionTask(
+            include=_bits(region.include, f"{field}.include"),
+            exclude=_bits(region.exclude, f"{field}.exclude"),
+            box=region.box,
+            crop=crops.get(region.box, 0),
+            grad_threshold=region.grad_threshold,
+        )
+    return found
+
+
+def head_spec(config: ConfigDict, audio_shape: tuple[int, int], expression_dim: int, extent: float) -> HeadSpec:
+    """The static description of the head that a config asks for, on a dataset with these inputs."""
+    regions = []
+    for name in config.layers:
+        region = config.regions[name]
+        grid = GridSpec(
+            levels=region.grid.levels,
+            min_resolution=region.grid.min_resolution,
+            max_resolution=region.grid.max_resolution,
+            features=region.grid.features,
+            log2_table=region.grid.log2_table,
+            bound=region.grid.bound * extent,
+        )
+        regions.append(RegionSpec(name, region.motion, grid))
+    return HeadSpec(tuple(regions), tuple(audio_shape), expression_dim, config.sh_degree)

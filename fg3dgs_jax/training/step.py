@@ -1,0 +1,239 @@
+"""One training step, jitted: render the regions, judge them, move the parameters (FG Eq. 3, 13, 15)."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from fg3dgs_jax.losses import terms as loss_terms
+from fg3dgs_jax.model import gaussians as pool_lib
+from fg3dgs_jax.model.render import HeadSpec, RasterOptions, composite, move, render_region
+from fg3dgs_jax.training import optim
+from fg3dgs_jax.training.optim import Rates
+from fg3dgs_jax.training.stages import RegionTask, Stage
+from fg3dgs_jax.training.state import PAIRS, TrainState
+from fg3dgs_jax.types import Camera, Deltas, Frame, Label, Rendered
+
+
+@flax.struct.dataclass
+class Plan:
+    """Everything static about one stage's step."""
+
+    spec: HeadSpec = flax.struct.field(pytree_node=False)
+    graphs: Mapping[str, nnx.GraphDef] = flax.struct.field(pytree_node=False)
+    tasks: Mapping[str, RegionTask] = flax.struct.field(pytree_node=False)
+    stage: Stage = flax.struct.field(pytree_node=False)
+    rates: Rates = flax.struct.field(pytree_node=False)
+    options: RasterOptions = flax.struct.field(pytree_node=False)
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names behind `TrainState.trouble`: term i is trouble i + 1."""
+        region = [f"{r}/{t}" for r in self.tasks for t in self.stage.weights if t in loss_terms.REGION_TERMS]
+        frame = [t for t in self.stage.weights if t in loss_terms.FRAME_TERMS]
+        return (*region, *frame, "gradient")
+
+
+class Layer(NamedTuple):
+    """One region's contribution to a frame."""
+
+    rendered: Rendered
+    deltas: Deltas | None
+
+
+def _has(labels: jax.Array, bits: int) -> jax.Array:
+    return (labels & jnp.uint8(bits)) != 0
+
+
+def _in_boxes(boxes: jax.Array, height: int, width: int) -> jax.Array:
+    """bool [H, W]: inside any of the half-open boxes i32 [B, 4] (row0, row1, col0, col1)."""
+    rows, cols = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    inside = [(rows >= b[0]) & (rows < b[1]) & (cols >= b[2]) & (cols < b[3]) for b in boxes]
+    return jnp.any(jnp.stack(inside), axis=0)
+
+
+def _boxes(frame: Frame, kind: str) -> jax.Array:
+    return frame.lips_box[None] if kind == "lips" else frame.eye_boxes
+
+
+def _crop(images: tuple[jax.Array, ...], boxes: jax.Array, edge: int) -> tuple[jax.Array, ...]:
+    """The square of `edge` pixels around the boxes' common middle, moved inside the image."""
+    height, width = images[0].shape[:2]
+    middle = [(boxes[:, a].min() + boxes[:, a + 1].max()) // 2 for a in (0, 2)]
+    row = jnp.clip(middle[0] - edge // 2, 0, height - min(edge, height))
+    col = jnp.clip(middle[1] - edge // 2, 0, width - min(edge, width))
+    size = (min(edge, height), min(edge, width))
+    return tuple(
+        jax.lax.dynamic_slice(x, (row, col) + (0,) * (x.ndim - 2), size + x.shape[2:]) for x in images
+    )
+
+
+def region_view(
+    layer: Layer, alive: jax.Array, frame: Frame, task: RegionTask, background: jax.Array
+) -> loss_terms.RegionView:
+    """A region's layer beside its target.
+
+    Departure: outside the mask the target is a colour drawn anew each step, not a fixed green, so that the layer's
+    alpha is learned at its edge and no sentinel colour can leak into it.
+    """
+    color, alpha = layer.rendered.color, layer.rendered.alpha
+    height, width = alpha.shape
+    inside = _has(frame.labels, task.include) & ~_has(frame.labels, task.exclude)
+    outside = ~inside
+    image = frame.image
+    if task.box:
+        boxes = _boxes(frame, task.box)
+        outside &= ~_in_boxes(boxes, height, width)
+        color, alpha, inside, outside, image = _crop((color, alpha, inside, outside, image), boxes, task.crop)
+    image = image.astype(jnp.float32) / 255.0
+    target = jnp.where(inside[..., None], image, background)
+    prediction = color + (1.0 - alpha)[..., None] * background
+    return loss_terms.RegionView(
+        prediction=jnp.where((inside | outside)[..., None], prediction, target),
+        target=target,
+        alpha=alpha,
+        inside=inside.astype(jnp.float32),
+        outside=outside.astype(jnp.float32),
+        deltas=layer.deltas,
+        alive=alive,
+    )
+
+
+def frame_view(layers: list[Layer], frame: Frame) -> loss_terms.FrameView:
+    """The composite over the frame's own backdrop beside the frame."""
+    backdrop = frame.backdrop.astype(jnp.float32) / 255.0
+    return loss_terms.FrameView(
+        prediction=composite([layer.rendered for layer in layers], backdrop),
+        target=frame.image.astype(jnp.float32) / 255.0,
+        head=_has(frame.labels, Label.HEAD).astype(jnp.float32),
+    )
+
+
+def active_degree(step: jax.Array, plan: Plan) -> jax.Array:
+    """The SH degree in use: one more every `sh_every` steps of the run."""
+    return jnp.minimum(step // plan.stage.sh_every, plan.spec.sh_degree)
+
+
+def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainState, frame: Frame) -> list[Layer]:
+    """All regions, front to back."""
+    height, width = frame.labels.shape
+    camera = Camera(frame.viewmat, frame.intrinsics, width, height)
+    layers = []
+    for region in plan.spec.regions:
+        gaussians, deltas = params[region.name]["gaussians"], None
+        if plan.stage.moving:
+            motion = params[region.name]["motion"]
+            deltas, _ = move(plan.graphs[region.name], motion, gaussians.means, frame.condition)
+        rendered = render_region(
+            gaussians,
+            state.pools[region.name].alive,
+            deltas,
+            camera,
+            active_degree=active_degree(state.step, plan),
+            means2d=offsets[region.name],
+            options=plan.options,
+        )
+        layers.append(Layer(rendered, deltas))
+    return layers
+
+
+def judge(plan: Plan, layers: list[Layer], state: TrainState, frame: Frame) -> tuple[jax.Array, dict[str, Any]]:
+    """The weighted loss and its terms by name."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    backgrounds = jax.random.uniform(key, (len(layers), 3))
+    values, loss = {}, jnp.zeros(())
+    for i, (region, layer) in enumerate(zip(plan.spec.regions, layers, strict=True)):
+        view = region_view(layer, state.pools[region.name].alive, frame, plan.tasks[region.name], backgrounds[i])
+        for term, weight in plan.stage.weights.items():
+            if term in loss_terms.REGION_TERMS:
+                values[f"{region.name}/{term}"] = loss_terms.REGION_TERMS[term](view)
+                loss += weight * values[f"{region.name}/{term}"]
+    view = frame_view(layers, frame)
+    for term, weight in plan.stage.weights.items():
+        if term in loss_terms.FRAME_TERMS:
+            values[term] = loss_terms.FRAME_TERMS[term](view)
+            loss += weight * values[term]
+    return loss, {"terms": values, "psnr": loss_terms.psnr(view.prediction, view.target, view.head)}
+
+
+def _trouble(plan: Plan, terms: Mapping, grads: Any, pairs: jax.Array) -> jax.Array:
+    """See `TrainState.trouble`. Terms are looked at in order, the gradient last."""
+    values = [terms[name] for name in plan.term_names[:-1]] + [optax.global_norm(grads)]
+    bad = ~jnp.isfinite(jnp.stack(values))
+    trouble = jnp.where(bad.any(), 1 + jnp.argmax(bad), 0)
+    if plan.options.max_pairs is None:
+        return trouble
+    return jnp.where(pairs > plan.options.max_pairs, PAIRS, trouble)
+
+
+def make_step(plan: Plan):
+    """`step(state, frame) -> (state, metrics)`, jitted, the state donated. Metrics are scalars on the device."""
+
+    def loss_of(params, offsets, state, frame):
+        layers = render_layers(plan, params, offsets, state, frame)
+        loss, report = judge(plan, layers, state, frame)
+        return loss, (report, layers)
+
+    def step(state: TrainState, frame: Frame) -> tuple[TrainState, dict[str, jax.Array]]:
+        offsets = {name: jnp.zeros((pool.alive.shape[0], 2)) for name, pool in state.pools.items()}
+        grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+        (loss, (report, layers)), (grads, screen) = grad(state.params, offsets, state, frame)
+        pairs = jnp.stack([layer.rendered.num_pairs for layer in layers]).max()
+        trouble = _trouble(plan, report["terms"], (grads, screen), pairs)
+
+        progress = (state.step - plan.stage.start) / max(plan.stage.steps - 1, 1)
+        params, opt = optim.apply(state.params, grads, state.opt, progress, plan.rates)
+        height, width = frame.labels.shape
+        pools = {
+            region.name: pool_lib.accumulate(
+                state.pools[region.name], screen[region.name], layer.rendered.radii, width, height
+            )
+            for region, layer in zip(plan.spec.regions, layers, strict=True)
+        }
+        stepped = state.replace(step=state.step + 1, params=params, opt=opt, pools=pools)
+        held = state.replace(
+            trouble=jnp.where(state.trouble == 0, trouble, state.trouble).astype(jnp.int32),
+            pairs_needed=jnp.where(state.trouble == 0, pairs, state.pairs_needed).astype(jnp.int32),
+        )
+        well = (trouble == 0) & (state.trouble == 0)
+        new = jax.tree.map(lambda a, b: jnp.where(well, a, b), stepped, held)
+        metrics = {"loss": loss, "psnr": report["psnr"], "pairs": pairs, **report["terms"]}
+        return new, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_densify(plan: Plan):
+    """`densify(state) -> (state, metrics)`, jitted at fixed shapes: clone, split and prune every region's pool."""
+    rule = plan.stage.densify
+
+    def densify(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+        progress = (state.step - plan.stage.start - rule.start) / max(rule.stop - rule.start, 1)
+        low, high = rule.min_opacity
+        params, pools, metrics = dict(state.params), dict(state.pools), {}
+        mu, nu = dict(state.opt["gaussians"].mu), dict(state.opt["gaussians"].nu)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        for i, region in enumerate(plan.spec.regions):
+            name = region.name
+            gaussians, (mu[name], nu[name]), pools[name], counts = pool_lib.densify_and_prune(
+                jax.random.fold_in(key, 1 + i),
+                params[name]["gaussians"],
+                (mu[name], nu[name]),
+                pools[name],
+                grad_threshold=plan.tasks[name].grad_threshold,
+                percent_dense=rule.percent_dense,
+                extent=plan.rates.extent,
+                min_opacity=low + (high - low) * jnp.clip(progress, 0.0, 1.0),
+                max_radius=rule.max_radius,
+                max_scale=rule.max_scale * plan.rates.extent,
+            )
+            params[name] = {**params[name], "gaussians": gaussians}
+            metrics |= {f"{name}/{count}": value for count, value in counts.items()}
+        opt = {**state.opt, "gaussians": state.opt["gaussians"]._replace(mu=mu, nu=nu)}
+        return state.replace(params=params, pools=pools, opt=opt), metrics
+
+    return jax.jit(densify, donate_argnums=0)
