@@ -93,6 +93,32 @@ def composite(layers: Sequence[Rendered], backdrop: jax.Array) -> jax.Array:
     return color
 
 
+def draw(
+    spec: HeadSpec,
+    params: Mapping[str, Mapping],
+    alive: Mapping[str, jax.Array],
+    deltas: Mapping[str, Deltas | None],
+    camera: Camera,
+    backdrop: jax.Array,
+    *,
+    options: RasterOptions = RasterOptions(),  # noqa: B008 (frozen)
+) -> jax.Array:
+    """One finished frame, u8 [H, W, 3], of regions moved by given deltas, over a backdrop u8 [H, W, 3]."""
+    layers = [
+        render_region(
+            params[region.name]["gaussians"],
+            alive[region.name],
+            deltas[region.name],
+            camera,
+            active_degree=spec.sh_degree,
+            options=options,
+        )
+        for region in spec.regions
+    ]
+    color = composite(layers, backdrop.astype(jnp.float32) / 255.0)
+    return jnp.round(jnp.clip(color, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+
+
 def render_frame(
     spec: HeadSpec,
     graphs: Mapping[str, nnx.GraphDef],
@@ -106,16 +132,8 @@ def render_frame(
     options: RasterOptions = RasterOptions(),  # noqa: B008 (frozen)
 ) -> jax.Array:
     """One finished frame, u8 [H, W, 3]: `params[region]` holds `gaussians` and `motion`, backdrop is u8 [H, W, 3]."""
-    layers = []
-    for region in spec.regions:
-        gaussians = params[region.name]["gaussians"]
-        deltas = None
-        if moving:
-            deltas, _ = move(graphs[region.name], params[region.name]["motion"], gaussians.means, condition)
-        layers.append(
-            render_region(
-                gaussians, alive[region.name], deltas, camera, active_degree=spec.sh_degree, options=options
-            )
-        )
-    color = composite(layers, backdrop.astype(jnp.float32) / 255.0)
-    return jnp.round(jnp.clip(color, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+    deltas: dict[str, Deltas | None] = dict.fromkeys(params)
+    if moving:
+        for name, graph in graphs.items():
+            deltas[name], _ = move(graph, params[name]["motion"], params[name]["gaussians"].means, condition)
+    return draw(spec, params, alive, deltas, camera, backdrop, options=options)
