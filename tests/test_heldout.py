@@ -47,13 +47,14 @@ def dataset(tmp_path):
     fields = {
         "path": tmp_path, "width": SIZE, "height": SIZE, "fps": 25.0, "intrinsics": np.ones(4, np.float32),
         "viewmats": viewmats, "expression": expression, "expression_names": ("AU45",), "audio_features": audio,
-        "audio_name": "test", "audio_path": tmp_path / "audio.wav", "train_ids": np.arange(40, dtype=np.int32),
+        "audio_name": "test", "audio_path": tmp_path / "audio.wav", "frame_ids": np.arange(FRAMES),
+        "train_ids": np.arange(40, dtype=np.int32),
         "test_ids": np.arange(45, 60, dtype=np.int32), "extent": 1.0, "lips_box": np.tile(LIPS, (FRAMES, 1)),
         "eye_boxes": np.tile(EYES, (FRAMES, 1, 1)), "landmarks": np.zeros((FRAMES, 68, 2), np.float32),
         "mouth_open": np.zeros(FRAMES, np.float32), "metrics": {}, "label_pixels": None, "read": read,
         "fingerprint": "x",
     }  # fmt: skip
-    return Dataset(clips.Clip(**{k: v for k, v in fields.items() if k in clips.Clip.__dataclass_fields__}))
+    return Dataset(clips.Clip(**fields))
 
 
 def perfect(condition, viewmat, backdrop):

@@ -42,6 +42,7 @@ class Clip:
     audio_features: np.ndarray  # f32 [T, A, D]
     audio_name: str
     audio_path: Path
+    frame_ids: np.ndarray  # i32, ascending: the positions that have pictures
     train_ids: np.ndarray  # i32, ascending
     test_ids: np.ndarray  # i32, ascending
     extent: float  # radius of the head, world units

@@ -191,6 +191,7 @@ def _read_native(path: Path, audio_features: str | None) -> clips.Clip:
         path=path, width=meta.width, height=meta.height, fps=meta.fps,
         intrinsics=np.array(meta.intrinsics, np.float32), expression_names=meta.expression_names,
         audio_features=features, audio_name=name, audio_path=path / "audio.wav",
+        frame_ids=np.arange(meta.num_frames, dtype=np.int32),
         train_ids=np.array(meta.train, np.int32), test_ids=np.array(meta.test, np.int32), extent=meta.extent,
         metrics=metrics, label_pixels=label_pixels, read=read, fingerprint=fingerprint.hexdigest(),
         **{field.name: getattr(tracks, field.name) for field in dataclasses.fields(Tracks)},

@@ -54,7 +54,7 @@ def read(path: Path, audio_features: str | None = None) -> clips.Clip:
     return clips.Clip(
         path=path, width=width, height=height, fps=FPS, intrinsics=intrinsics, viewmats=viewmats,
         expression=expression, expression_names=names, audio_features=features, audio_name=audio_name,
-        audio_path=path / "aud.wav", train_ids=train, test_ids=test,
+        audio_path=path / "aud.wav", frame_ids=present.astype(np.int32), train_ids=train, test_ids=test,
         extent=_extent(reader, present, viewmats, intrinsics), lips_box=lips, eye_boxes=eyes, landmarks=landmarks,
         mouth_open=mouth_open, label_pixels=None, read=reader, fingerprint=_fingerprint(path),
         metrics={"lips": mouth_open, "mouth": units.get("AU25", mouth_open), "blink": blink},
