@@ -1,0 +1,257 @@
+"""Networks that turn the condition of a frame (audio, expression) into the motion of a region's Gaussians.
+
+Four kinds, see `create`. Parameter paths, by which optimizers match (`*` stands for `kernel` and `bias`):
+
+    every kind         grid/tables
+    face, cross_audio, mouth_mlp
+                       audio/conv0..3/*  audio/linear0..1/*
+                       audio/attention/conv0..4/*  audio/attention/linear/*
+    face               expression/layer0..1/*
+                       attend_audio/layer0..1/kernel  attend_expression/layer0..1/kernel  deform/layer0..2/kernel
+    cross_audio        attention/{query,key,value,output}/kernel  attention/positions
+                       gate/layer0..1/*  ffn1/layer0..1/kernel  ffn2/layer0..1/kernel  deform/layer0/kernel
+    cross_expression   as cross_audio, with expression/layer0..1/* embed/* in place of audio/...
+    mouth_mlp          deform/layer0..2/kernel
+
+All work in float32 at fixed shapes. Motion starts near zero, so that training starts from the static head.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fg3dgs_jax.model.hashgrid import GridSpec, TriPlaneGrid
+from fg3dgs_jax.types import Condition, Deltas
+
+NUM_TOKENS = 8  # frames [i-4, i+4)
+CURRENT = NUM_TOKENS // 2  # the token of frame i itself
+MEANS_SCALE = 1e-2  # world units per unit of network output (TG code; kept for FG's eyes and mouth)
+_LEAK = 0.02
+_FEATURES = 32  # width of an audio token and of the cross-modal attention
+_HEADS = 4
+_START = 1e-2  # the last layer of eyes and mouth starts this much smaller than usual
+_TINY = 1e-12  # keeps the square root of a norm differentiable at zero
+
+KINDS = ("face", "cross_audio", "cross_expression", "mouth_mlp")
+
+
+class MLP(nnx.Module):
+    """Linear layers `layer0..` with ReLU between them, none after the last: dims (in, hidden.., out)."""
+
+    def __init__(self, dims: tuple[int, ...], *, rngs: nnx.Rngs, use_bias: bool = False, last_scale: float = 1.0):
+        self.depth = len(dims) - 1
+        for i in range(self.depth):
+            scale = last_scale**2 if i == self.depth - 1 else 2.0
+            init = jax.nn.initializers.variance_scaling(scale, "fan_in", "normal")
+            setattr(self, f"layer{i}", nnx.Linear(*dims[i : i + 2], use_bias=use_bias, kernel_init=init, rngs=rngs))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.depth):
+            x = getattr(self, f"layer{i}")(x)
+            x = jax.nn.relu(x) if i < self.depth - 1 else x
+        return x
+
+
+class WindowAttention(nnx.Module):
+    """Pools the tokens of 8 frames into one vector by a small convolution and a softmax over time (AD-NeRF)."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        channels = (features, 16, 8, 4, 2, 1)
+        for i in range(5):
+            conv = nnx.Conv(*channels[i : i + 2], kernel_size=(3,), padding=1, rngs=rngs)
+            setattr(self, f"conv{i}", conv)
+        self.linear = nnx.Linear(NUM_TOKENS, NUM_TOKENS, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Tokens f32 [8, C] -> f32 [C], a convex combination of them."""
+        x = tokens[None]
+        for i in range(5):
+            x = jax.nn.leaky_relu(getattr(self, f"conv{i}")(x), _LEAK)
+        return jax.nn.softmax(self.linear(x[0, :, 0])) @ tokens
+
+
+class AudioEncoder(nnx.Module):
+    """Audio windows to tokens of 32 features: four stride-2 convolutions over the window, two linear layers (TG)."""
+
+    def __init__(self, audio_shape: tuple[int, int], *, rngs: nnx.Rngs):
+        channels = (audio_shape[1], 32, 32, 64, 64)
+        for i in range(4):
+            conv = nnx.Conv(*channels[i : i + 2], kernel_size=(3,), strides=2, padding=1, rngs=rngs)
+            setattr(self, f"conv{i}", conv)
+        self.linear0 = nnx.Linear(64, 64, rngs=rngs)
+        self.linear1 = nnx.Linear(64, _FEATURES, rngs=rngs)
+        self.attention = WindowAttention(_FEATURES, rngs=rngs)
+
+    def __call__(self, audio: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Windows f32 [8, A, D] -> tokens f32 [8, 32] and their pooled vector f32 [32].
+
+        Each convolution halves the window, rounding up: 16 vectors end as one, as do 2. Longer windows end as several,
+        which are averaged.
+        """
+        x = audio
+        for i in range(4):
+            x = jax.nn.leaky_relu(getattr(self, f"conv{i}")(x), _LEAK)
+        x = jax.nn.leaky_relu(self.linear0(x.mean(1)), _LEAK)
+        tokens = self.linear1(x)
+        return tokens, self.attention(tokens)
+
+
+class ExpressionEncoder(nnx.Module):
+    """Expression vectors refined by an MLP E -> 16 -> E beside a pass-through.
+
+    Departure from TG, which passes only the blink through: every coefficient keeps its measured value, and the MLP
+    adds what they mean together.
+    """
+
+    def __init__(self, expression_dim: int, *, rngs: nnx.Rngs):
+        self.layer0 = nnx.Linear(expression_dim, 16, rngs=rngs)
+        self.layer1 = nnx.Linear(16, expression_dim, rngs=rngs)
+
+    def __call__(self, expression: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Expressions f32 [8, E] -> tokens f32 [8, E] and the current frame's token f32 [E].
+
+        No pooling over time: lids close within two frames, and a mean would blur them.
+        """
+        tokens = expression + self.layer1(jax.nn.relu(self.layer0(expression)))
+        return tokens, tokens[CURRENT]
+
+
+class FaceMotion(nnx.Module):
+    """The low-frequency face: region attention gates the conditions, an MLP deforms (FG Eq. 6-8, TG Eq. 7)."""
+
+    def __init__(
+        self, grid: GridSpec, audio_shape: tuple[int, int], expression_dim: int, *, rngs: nnx.Rngs, frozen_means=True
+    ):
+        self.frozen_means = frozen_means
+        self.grid = TriPlaneGrid(grid, rngs=rngs)
+        self.audio = AudioEncoder(audio_shape, rngs=rngs)
+        self.expression = ExpressionEncoder(expression_dim, rngs=rngs)
+        self.attend_audio = MLP((grid.output_dim, 32, _FEATURES), rngs=rngs)
+        self.attend_expression = MLP((grid.output_dim, 16, expression_dim), rngs=rngs)
+        self.deform = MLP((grid.output_dim + _FEATURES + expression_dim, 64, 64, 10), rngs=rngs)
+
+    def __call__(self, means: jax.Array, condition: Condition) -> tuple[Deltas, dict[str, Any]]:
+        """Canonical means f32 [N, 3] -> deltas of means, quaternions and log-scales.
+
+        aux: `audio_attention`, `expression_attention` f32 [N], the norms of each Gaussian's attention vectors.
+        """
+        _, audio = self.audio(condition.audio)
+        _, expression = self.expression(condition.expression)
+        spatial = _spatial(self, means)
+        to_audio = self.attend_audio(spatial)  # Eq. 6
+        to_expression = jax.nn.relu(self.attend_expression(spatial))
+        z = jnp.concatenate([spatial, to_audio * audio, to_expression * expression], axis=-1)  # Eq. 7
+        out = self.deform(z)  # Eq. 8; TG's eleventh output, an opacity that is never used, is left out
+        deltas = Deltas(means=MEANS_SCALE * out[:, :3], quats=out[:, 3:7], log_scales=out[:, 7:])
+        return deltas, {"audio_attention": _norm(to_audio), "expression_attention": _norm(to_expression)}
+
+
+class CrossModalAttention(nnx.Module):
+    """Four-head attention from every Gaussian to the 8 tokens of the condition (`phi_cm` of FG Eq. 10).
+
+    FG does not print its second argument: the queries are the spatial features, and learned vectors per token let the
+    keys and values tell one frame of the window from the next.
+    """
+
+    def __init__(self, spatial_dim: int, token_dim: int, *, rngs: nnx.Rngs):
+        self.query = nnx.Linear(spatial_dim, _FEATURES, use_bias=False, rngs=rngs)
+        self.key = nnx.Linear(token_dim, _FEATURES, use_bias=False, rngs=rngs)
+        self.value = nnx.Linear(token_dim, _FEATURES, use_bias=False, rngs=rngs)
+        self.output = nnx.Linear(_FEATURES, _FEATURES, use_bias=False, rngs=rngs)
+        self.positions = nnx.Param(0.1 * jax.random.normal(rngs.params(), (NUM_TOKENS, _FEATURES)))
+
+    def __call__(self, spatial: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Spatial features f32 [N, S], tokens f32 [8, C] -> f32 [N, 32]."""
+        query = self.query(spatial).reshape(-1, _HEADS, _FEATURES // _HEADS)
+        key, value = (
+            (projection(tokens) + self.positions[...]).reshape(NUM_TOKENS, _HEADS, _FEATURES // _HEADS)
+            for projection in (self.key, self.value)
+        )
+        scores = jnp.einsum("nhc,thc->nht", query, key) / math.sqrt(_FEATURES // _HEADS)
+        mixed = jnp.einsum("nht,thc->nhc", jax.nn.softmax(scores, axis=-1), value)
+        return self.output(mixed.reshape(-1, _FEATURES))
+
+
+class CrossModalMotion(nnx.Module):
+    """A high-frequency region, eyes or mouth: gated cross-modal attention moves the means only (FG Eq. 9-12).
+
+    modality "audio" (mouth) or "expression" (eyes) chooses the condition. FG prints no sizes: 32 wide throughout.
+    """
+
+    def __init__(
+        self, modality: str, grid: GridSpec, condition_shape: Any, *, rngs: nnx.Rngs, frozen_means: bool = True
+    ):
+        self.modality = modality
+        self.frozen_means = frozen_means
+        self.grid = TriPlaneGrid(grid, rngs=rngs)
+        if modality == "audio":
+            self.audio = AudioEncoder(condition_shape, rngs=rngs)
+        else:
+            self.expression = ExpressionEncoder(condition_shape, rngs=rngs)
+            self.embed = nnx.Linear(condition_shape, _FEATURES, rngs=rngs)
+        self.attention = CrossModalAttention(grid.output_dim, _FEATURES, rngs=rngs)
+        self.gate = MLP((_FEATURES, 16, 1), use_bias=True, rngs=rngs)
+        self.ffn1 = MLP((_FEATURES, 32, _FEATURES), rngs=rngs)
+        self.ffn2 = MLP((_FEATURES, 32, _FEATURES), rngs=rngs)
+        self.deform = MLP((_FEATURES, 3), rngs=rngs, last_scale=_START)
+
+    def __call__(self, means: jax.Array, condition: Condition) -> tuple[Deltas, dict[str, Any]]:
+        """Canonical means f32 [N, 3] -> deltas of the means. aux: `gate`, f32 [], this frame's lambda in (0, 1)."""
+        if self.modality == "audio":
+            tokens, pooled = self.audio(condition.audio)
+        else:
+            tokens = self.embed(self.expression(condition.expression)[0])
+            pooled = tokens[CURRENT]
+        gate = jax.nn.sigmoid(self.gate(pooled)[0])  # Eq. 9
+        z = gate * self.attention(_spatial(self, means), tokens)  # Eq. 10
+        hidden = self.ffn1(pooled + z)  # Eq. 11
+        out = self.deform(self.ffn2(hidden + z))  # Eq. 12
+        return Deltas(means=MEANS_SCALE * out), {"gate": gate}
+
+
+class MouthMLPMotion(nnx.Module):
+    """TG's inside of the mouth: audio beside the spatial features, an MLP moves the means only."""
+
+    def __init__(self, grid: GridSpec, audio_shape: tuple[int, int], *, rngs: nnx.Rngs, frozen_means: bool = True):
+        self.frozen_means = frozen_means
+        self.grid = TriPlaneGrid(grid, rngs=rngs)
+        self.audio = AudioEncoder(audio_shape, rngs=rngs)
+        self.deform = MLP((grid.output_dim + _FEATURES, 32, 32, 3), rngs=rngs, last_scale=_START)
+
+    def __call__(self, means: jax.Array, condition: Condition) -> tuple[Deltas, dict[str, Any]]:
+        """Canonical means f32 [N, 3] -> deltas of the means; x and z move a fifth as far as y. aux is empty."""
+        _, audio = self.audio(condition.audio)
+        spatial = _spatial(self, means)
+        z = jnp.concatenate([spatial, jnp.broadcast_to(audio, (means.shape[0], _FEATURES))], axis=-1)
+        return Deltas(means=self.deform(z) * (MEANS_SCALE * jnp.asarray([0.2, 1.0, 0.2]))), {}
+
+
+def create(
+    kind: str, grid: GridSpec, audio_shape: tuple[int, int], expression_dim: int, *, rngs: nnx.Rngs
+) -> nnx.Module:
+    """The motion network of a region: "face" (FG Eq. 6-8), "cross_audio" and "cross_expression" (FG Eq. 9-12) or
+    "mouth_mlp" (TG). audio_shape is (A, D) of one window, expression_dim E: see `types.Condition`.
+
+    Every network maps (means f32 [N, 3], Condition) to (Deltas, aux dict), and treats the means as constants.
+    """
+    if kind == "face":
+        return FaceMotion(grid, audio_shape, expression_dim, rngs=rngs)
+    if kind == "cross_audio":
+        return CrossModalMotion("audio", grid, audio_shape, rngs=rngs)
+    if kind == "cross_expression":
+        return CrossModalMotion("expression", grid, expression_dim, rngs=rngs)
+    if kind == "mouth_mlp":
+        return MouthMLPMotion(grid, audio_shape, rngs=rngs)
+    raise ValueError(f"Unknown motion network {kind!r}; choose one of {', '.join(KINDS)}.")
+
+
+def _spatial(module: Any, means: jax.Array) -> jax.Array:
+    """Spatial features f32 [N, S]; by default motion does not pull on the canonical positions."""
+    return module.grid(jax.lax.stop_gradient(means) if module.frozen_means else means)
+
+
+def _norm(vectors: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(vectors * vectors, axis=-1) + _TINY)
