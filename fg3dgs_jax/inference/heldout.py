@@ -14,6 +14,7 @@ from fg3dgs_jax.data import audio as audio_io
 from fg3dgs_jax.data.clip import condition as condition_at
 from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.data.face import detect_landmarks
+from fg3dgs_jax.data.models import LANDMARKS, find_model
 from fg3dgs_jax.data.video import write_video
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.files import replacing
@@ -24,6 +25,7 @@ Render = Callable[[types.Condition, np.ndarray, np.ndarray], np.ndarray]
 Track = Callable[[Sequence, str], Iterable]  # passes a sequence through while showing its progress under a name
 
 FORMAT, VERSION = "fg3dgs_jax.evaluation", 1
+OUTPUTS = ("evaluation.json", "heldout.npz", "heldout.mp4", "heldout.jpg")
 SHEET_FRAMES, WORST_FRAMES = 6, 3
 
 
@@ -81,14 +83,14 @@ def predict(
     return Heldout(ids, predictions, truth, seconds)
 
 
-def find_landmarks(images: np.ndarray, model: Path | None) -> np.ndarray | str:
-    """Landmarks f32 [T, 478, 2] of the images, or the reason why there are none."""
-    if model is None:
-        return "no face landmark model was given (--models DIR with face_landmarker.task)"
-    try:
-        return detect_landmarks(images, model)
-    except UserError as error:
-        return str(error)
+def find_landmarks(images: np.ndarray, models: str | Path | None) -> np.ndarray:
+    """Landmarks f32 [T, 478, 2] of the images by MediaPipe's face_landmarker.task in the folder `models`.
+
+    Raises UserError, the reason why there are none: no folder or no such file in it, or mediapipe is not installed.
+    """
+    if not models:
+        raise UserError("no face landmark model was given (--models DIR with face_landmarker.task)")
+    return detect_landmarks(images, find_model(models, LANDMARKS))
 
 
 def score_pixels(dataset: Dataset, heldout: Heldout) -> dict[str, np.ndarray]:
@@ -129,23 +131,21 @@ def score_landmarks(ids: np.ndarray, prediction: np.ndarray, truth: np.ndarray) 
     return per_frame, overall
 
 
-def score(dataset: Dataset, heldout: Heldout, landmark_model: Path | None = None) -> dict:
+def score(dataset: Dataset, heldout: Heldout, models: str | Path | None = None) -> dict:
     """Everything measured: "summary", "intervals" (95 %, 6-frame blocks), "unavailable" (reasons) and "frames".
 
-    `landmark_model` is MediaPipe's face_landmarker.task; without it the landmark scores are named in "unavailable".
+    `models` is a folder with MediaPipe's face_landmarker.task; without it landmark scores are named in "unavailable".
     """
     per_frame = score_pixels(dataset, heldout)
     overall = {"seconds_per_frame": float(np.median(heldout.seconds))}
     unavailable = {}
-    truth = find_landmarks(heldout.truth, landmark_model)
-    if isinstance(truth, str):
-        unavailable = dict.fromkeys(("lmd", "lip_opening_r", "jitter"), truth)
-    else:
-        landmark_scores, landmark_overall = score_landmarks(
-            heldout.ids, detect_landmarks(heldout.predictions, landmark_model), truth
-        )
+    try:
+        truth, points = (find_landmarks(images, models) for images in (heldout.truth, heldout.predictions))
+        landmark_scores, landmark_overall = score_landmarks(heldout.ids, points, truth)
         per_frame |= landmark_scores
         overall |= landmark_overall
+    except UserError as reason:
+        unavailable = dict.fromkeys(("lmd", "lip_opening_r", "jitter"), str(reason))
     intervals = {name: metrics.block_bootstrap(values) for name, values in per_frame.items()}
     return {
         "summary": {name: interval.mean for name, interval in intervals.items()} | overall,
@@ -163,7 +163,7 @@ def evaluate(
     render: Render,
     out: str | Path,
     *,
-    landmark_model: Path | None = None,
+    models: str | Path | None = None,
     info: dict | None = None,
     track: Track = untracked,
 ) -> dict:
@@ -176,7 +176,7 @@ def evaluate(
     out = Path(out)
     make_folder(out)
     heldout = predict(dataset, render, track=track)
-    report = {"format": FORMAT, "version": VERSION, "run": info or {}, **score(dataset, heldout, landmark_model)}
+    report = {"format": FORMAT, "version": VERSION, "run": info or {}, **score(dataset, heldout, models)}
     with replacing(out / "heldout.npz") as partial:
         np.savez(partial, ids=heldout.ids, pred=heldout.predictions, gt=heldout.truth)
     write_side_by_side(out / "heldout.mp4", dataset, heldout, report["frames"])

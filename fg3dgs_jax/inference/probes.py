@@ -13,9 +13,9 @@ import numpy as np
 from fg3dgs_jax import types
 from fg3dgs_jax.data.clip import tokens
 from fg3dgs_jax.data.dataset import Dataset
-from fg3dgs_jax.data.face import detect_landmarks
+from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import metrics
-from fg3dgs_jax.inference.heldout import Render, Track, find_landmarks, predict, score_pixels, untracked
+from fg3dgs_jax.inference.heldout import Heldout, Render, Track, find_landmarks, predict, score_pixels, untracked
 
 SHIFTS = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)  # seconds; several, because one may hit similar speech by chance
 RANDOM_AUDIO, STATIC, SHUFFLED_EXPRESSION = "random audio", "static head", "shuffled expression"
@@ -54,7 +54,7 @@ def wrong_audio(dataset: Dataset) -> dict[str, ConditionAt]:
 def probe(
     dataset: Dataset,
     render: Render,
-    landmark_model: Path | None = None,
+    models: str | Path | None = None,
     *,
     render_static: Render | None = None,
     track: Track = untracked,
@@ -63,8 +63,8 @@ def probe(
 
     Args:
       render_static: the same head with its motion frozen at the mean over training frames; left out if None.
-      landmark_model: MediaPipe's face_landmarker.task; without it "lmd" and "lip_opening_r" are missing and the mouth
-        is judged by the lip box's absolute error alone.
+      models: a folder with MediaPipe's face_landmarker.task; without it "lmd" and "lip_opening_r" are missing and the
+        mouth is judged by the lip box's absolute error alone.
 
     Returns:
       "conditions": name -> means of "lmd" (px), "lip_opening_r", "mouth_error", "eye_error" (grey levels of 255),
@@ -72,12 +72,16 @@ def probe(
       positive where the right condition has the lower error.
     """
     heldout = predict(dataset, render, track=track, name="right audio")
-    truth = find_landmarks(heldout.truth, landmark_model)
+    truth, unavailable = None, {}
+    try:
+        truth = find_landmarks(heldout.truth, models)
+    except UserError as reason:
+        unavailable = {"lmd": str(reason)}
 
-    def scores(result) -> dict[str, np.ndarray]:
+    def scores(result: Heldout) -> dict[str, np.ndarray]:
         values = score_pixels(dataset, result)
-        if not isinstance(truth, str):
-            points = detect_landmarks(result.predictions, landmark_model)
+        if truth is not None:
+            points = find_landmarks(result.predictions, models)
             values["lmd"] = metrics.mouth_distance(points, truth)
             values["opening"] = metrics.lip_opening(points)
         return values
@@ -88,11 +92,11 @@ def probe(
         found[name] = scores(predict(dataset, render, condition=condition, track=track, name=name))
     if render_static is not None:
         found[STATIC] = scores(predict(dataset, render_static, track=track, name=STATIC))
-    opening_truth = None if isinstance(truth, str) else metrics.lip_opening(truth)
+    opening_truth = None if truth is None else metrics.lip_opening(truth)
     return {
         "conditions": {name: _means(values, opening_truth) for name, values in found.items()},
         "reductions": _reductions(found, list(audio)),
-        "unavailable": {"lmd": truth} if isinstance(truth, str) else {},
+        "unavailable": unavailable,
     }
 
 

@@ -1,0 +1,80 @@
+"""What commands show: tables of scores and progress that also reads well in a log file."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import track as rich_track
+from rich.table import Table
+
+LINE_SECONDS = 5.0  # between progress lines where there is no terminal
+
+# name in the report, name for people, decimals, better when
+SCORES = (
+    ("psnr", "PSNR frame, dB", 2, "higher"),
+    ("psnr_head", "PSNR head, dB", 2, "higher"),
+    ("psnr_mouth", "PSNR mouth box, dB", 2, "higher"),
+    ("psnr_eyes", "PSNR eye boxes, dB", 2, "higher"),
+    ("ssim", "SSIM frame", 3, "higher"),
+    ("ssim_head", "SSIM head", 3, "higher"),
+    ("lmd", "LMD, px", 2, "lower"),
+    ("lip_opening_r", "lip opening, r with truth", 2, "higher"),
+    ("jitter", "landmark jitter, px/frame²", 2, "near truth's"),
+    ("jitter_truth", "  the truth's own", 2, ""),
+    ("seconds_per_frame", "seconds per frame, median", 4, "lower"),
+)
+
+
+def track(items: Sequence, name: str) -> Iterable:
+    """Passes `items` through under a progress bar on stderr, or with a line every few seconds without a terminal."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        return rich_track(items, description=name, console=console, transient=True)
+    return _lines(items, name, console)
+
+
+def _lines(items: Sequence, name: str, console: Console) -> Iterator:
+    said = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - said > LINE_SECONDS:
+            said = time.monotonic()
+            console.print(f"{name}: {done} of {len(items)}", highlight=False)
+        yield item
+
+
+def score_table(report: dict) -> Table:
+    """The scores of `heldout.evaluate` with their 95 % intervals; what is missing says why."""
+    table = Table(title=f"{len(report['frames'])} held-out frames", title_justify="left")
+    for name, justify in (("score", "left"), ("mean", "right"), ("95 % interval", "right"), ("better", "left")):
+        table.add_column(name, justify=justify)
+    for name, label, digits, better in SCORES:
+        if name in report["unavailable"]:
+            table.add_row(label, "unavailable", "", report["unavailable"][name])
+        elif name in report["summary"]:
+            low, high = report["intervals"].get(name, (None, None))
+            interval = "" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"
+            table.add_row(label, f"{report['summary'][name]:.{digits}f}", interval, better)
+    return table
+
+
+def probe_table(report: dict) -> Table:
+    """The result of `probes.probe`: scores under each condition, and how much lower the right one's error is."""
+    table = Table(title="what drives the head: right conditions against wrong ones", title_justify="left")
+    columns = ("condition", "LMD, px", "lip r", "mouth error", "eye error", "right is lower by", "95 % interval")
+    for position, name in enumerate(columns):
+        table.add_column(name, justify="right" if position else "left")
+    names = list(report["conditions"])
+    for name in [*names, *(other for other in report["reductions"] if other not in names)]:
+        values = report["conditions"].get(name, {})
+        cells = [
+            f"{values[key]:.2f}" if key in values else ""
+            for key in ("lmd", "lip_opening_r", "mouth_error", "eye_error")
+        ]
+        reduction = report["reductions"].get(name)
+        if reduction is None:
+            cells += ["", ""]
+        else:
+            mean, low, high = (100.0 * part for part in reduction["relative"])
+            cells += [f"{mean:.1f} % of {reduction['metric']}", f"{low:.1f} to {high:.1f}"]
+        table.add_row(name, *cells)
+    return table
