@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,11 +155,16 @@ def open_dataset(path: str | Path, audio_features: str | None = None, cache_byte
 
 def prefetch(dataset: Dataset, ids: Iterable[int], depth: int = 4) -> Iterator[types.Frame]:
     """The frames of `ids` in order, decoded ahead by one thread; never more than `depth` frames wait."""
-    pool = concurrent.futures.ThreadPoolExecutor(1, "prefetch")
+    return ahead(dataset.frame, ids, workers=1, depth=depth)
+
+
+def ahead(function: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
+    """function(item) for each item, in order, computed up to `depth` items ahead in threads."""
+    pool = concurrent.futures.ThreadPoolExecutor(workers, "ahead")
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
-        for index in ids:
-            waiting.append(pool.submit(dataset.frame, index))
+        for item in items:
+            waiting.append(pool.submit(function, item))
             if len(waiting) >= max(depth, 1):
                 yield waiting.popleft().result()
         while waiting:
