@@ -1,0 +1,153 @@
+// XLA FFI handlers and the Python module: the only file that knows either.
+#include <pybind11/pybind11.h>
+
+#include <exception>
+#include <string>
+
+#include "rasterize.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+namespace py = pybind11;
+
+namespace {
+
+using F32 = ffi::Buffer<ffi::F32>;
+using OutF32 = ffi::Result<ffi::Buffer<ffi::F32>>;
+using OutI32 = ffi::Result<ffi::Buffer<ffi::S32>>;
+
+fg3dgs::Executor make_executor(ffi::ThreadPool& pool) {
+  return {static_cast<int>(pool.num_threads()), [&pool](std::function<void()> task) { pool.Schedule(std::move(task)); }};
+}
+
+// Shapes were checked in Python; these checks only keep a wrong caller from reading out of bounds.
+ffi::Error make_scene(F32 means, F32 quats, F32 scales, F32 opacities, F32 colors, F32 viewmat, F32 intrinsics,
+                      F32 means2d, int64_t width, int64_t height, float near_plane, int64_t max_pairs,
+                      fg3dgs::Scene* s) {
+  const int64_t n = static_cast<int64_t>(opacities.element_count());
+  const auto size = [](const F32& b) { return static_cast<int64_t>(b.element_count()); };
+  const auto dims = colors.dimensions();
+  const bool sh = dims.size() == 3;
+  const bool good = size(means) == 3 * n && size(quats) == 4 * n && size(scales) == 3 * n && size(means2d) == 2 * n &&
+                    size(viewmat) == 16 && size(intrinsics) == 4 && (dims.size() == 2 || sh) && dims[0] == n &&
+                    (!sh || (dims[2] == 3 && (dims[1] == 1 || dims[1] == 4 || dims[1] == 9 || dims[1] == 16))) &&
+                    dims[1] > 0 && width > 0 && height > 0 && width <= 65535 && height <= 65535 && n < (1LL << 31);
+  if (!good) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rasterize: operands have the wrong shapes");
+  *s = {means.typed_data(),      quats.typed_data(),     scales.typed_data(),
+        opacities.typed_data(),  colors.typed_data(),    viewmat.typed_data(),
+        intrinsics.typed_data(), means2d.typed_data(),   n,
+        sh ? 3 : static_cast<int>(dims[1]), sh ? static_cast<int>(dims[1]) : 0, static_cast<int>(width),
+        static_cast<int>(height), near_plane,            max_pairs};
+  return ffi::Error::Success();
+}
+
+ffi::Error finish(const char* message) {
+  return message ? ffi::Error(ffi::ErrorCode::kResourceExhausted, message) : ffi::Error::Success();
+}
+
+// -> color [h, w, c], alpha [h, w], depth [h, w], radii [n], num_pairs []
+ffi::Error forward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, F32 opacities, F32 colors, F32 viewmat,
+                       F32 intrinsics, F32 means2d, OutF32 color, OutF32 alpha, OutF32 depth, OutI32 radii,
+                       OutI32 num_pairs, int64_t width, int64_t height, float near_plane, int64_t max_pairs) {
+  fg3dgs::Scene scene;
+  ffi::Error error = make_scene(means, quats, scales, opacities, colors, viewmat, intrinsics, means2d, width, height,
+                                near_plane, max_pairs, &scene);
+  if (error.failure()) return error;
+  const fg3dgs::Images images = {color->typed_data(), alpha->typed_data(), depth->typed_data()};
+  return finish(
+      rasterize_forward(scene, images, radii->typed_data(), num_pairs->typed_data(), make_executor(pool)));
+}
+
+// color, alpha, depth: what forward returned; d_*: their cotangents -> cotangents of the eight inputs, in order
+ffi::Error backward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, F32 opacities, F32 colors, F32 viewmat,
+                        F32 intrinsics, F32 means2d, F32 color, F32 alpha, F32 depth, F32 d_color, F32 d_alpha,
+                        F32 d_depth, OutF32 d_means, OutF32 d_quats, OutF32 d_scales, OutF32 d_opacities,
+                        OutF32 d_colors, OutF32 d_viewmat, OutF32 d_intrinsics, OutF32 d_means2d, int64_t width,
+                        int64_t height, float near_plane, int64_t max_pairs) {
+  fg3dgs::Scene scene;
+  ffi::Error error = make_scene(means, quats, scales, opacities, colors, viewmat, intrinsics, means2d, width, height,
+                                near_plane, max_pairs, &scene);
+  if (error.failure()) return error;
+  const fg3dgs::ConstImages rendered = {color.typed_data(), alpha.typed_data(), depth.typed_data()};
+  const fg3dgs::ConstImages cotangents = {d_color.typed_data(), d_alpha.typed_data(), d_depth.typed_data()};
+  const fg3dgs::Gradients gradients = {d_means->typed_data(),      d_quats->typed_data(),  d_scales->typed_data(),
+                                       d_opacities->typed_data(),  d_colors->typed_data(), d_viewmat->typed_data(),
+                                       d_intrinsics->typed_data(), d_means2d->typed_data()};
+  return finish(rasterize_backward(scene, rendered, cotangents, gradients, make_executor(pool)));
+}
+
+auto bind_forward() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<F32>()  // means [n, 3]
+      .Arg<F32>()  // quats [n, 4]
+      .Arg<F32>()  // scales [n, 3]
+      .Arg<F32>()  // opacities [n]
+      .Arg<F32>()  // colors [n, c] or [n, k, 3]
+      .Arg<F32>()  // viewmat [4, 4]
+      .Arg<F32>()  // intrinsics [4]
+      .Arg<F32>()  // means2d [n, 2]
+      .Ret<F32>()  // color
+      .Ret<F32>()  // alpha
+      .Ret<F32>()  // depth
+      .Ret<ffi::Buffer<ffi::S32>>()  // radii
+      .Ret<ffi::Buffer<ffi::S32>>()  // num_pairs
+      .Attr<int64_t>("width")
+      .Attr<int64_t>("height")
+      .Attr<float>("near_plane")
+      .Attr<int64_t>("max_pairs");
+}
+
+auto bind_backward() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<F32>()  // means
+      .Arg<F32>()  // quats
+      .Arg<F32>()  // scales
+      .Arg<F32>()  // opacities
+      .Arg<F32>()  // colors
+      .Arg<F32>()  // viewmat
+      .Arg<F32>()  // intrinsics
+      .Arg<F32>()  // means2d
+      .Arg<F32>()  // color
+      .Arg<F32>()  // alpha
+      .Arg<F32>()  // depth
+      .Arg<F32>()  // cotangent of color
+      .Arg<F32>()  // cotangent of alpha
+      .Arg<F32>()  // cotangent of depth
+      .Ret<F32>()  // cotangents of the first eight arguments
+      .Ret<F32>()
+      .Ret<F32>()
+      .Ret<F32>()
+      .Ret<F32>()
+      .Ret<F32>()
+      .Ret<F32>()
+      .Ret<F32>()
+      .Attr<int64_t>("width")
+      .Attr<int64_t>("height")
+      .Attr<float>("near_plane")
+      .Attr<int64_t>("max_pairs");
+}
+
+XLA_FFI_DEFINE_HANDLER(kForwardCpu, forward_cpu, bind_forward());
+XLA_FFI_DEFINE_HANDLER(kBackwardCpu, backward_cpu, bind_backward());
+
+template <class Handler>
+py::capsule capsule(Handler* handler) {
+  return py::capsule(reinterpret_cast<void*>(handler));
+}
+
+// (target name, XLA platform, handler); Python registers whatever is here.
+py::list registrations() {
+  py::list out;
+  out.append(py::make_tuple("fg3dgs_rasterize_forward", "cpu", capsule(kForwardCpu)));
+  out.append(py::make_tuple("fg3dgs_rasterize_backward", "cpu", capsule(kBackwardCpu)));
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Native kernels of fg3dgs_jax, as XLA FFI targets.";
+  m.def("registrations", &registrations);
+}

@@ -1,0 +1,55 @@
+// What every backend of the rasterizer takes and returns. Arrays are dense, row-major, float32.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace fg3dgs {
+
+constexpr int kTile = 16;
+
+struct Scene {
+  const float* means;       // [n, 3] world units
+  const float* quats;       // [n, 4] w x y z, any length but zero
+  const float* scales;      // [n, 3] standard deviations, world units
+  const float* opacities;   // [n]; below 1/255 the Gaussian costs nothing
+  const float* colors;      // [n, channels], or [n, sh_count, 3]
+  const float* viewmat;     // [4, 4] world to camera, OpenCV axes
+  const float* intrinsics;  // fx, fy, cx, cy in pixels
+  const float* means2d;     // [n, 2] added to the projected means, pixels
+  int64_t n;
+  int channels;  // of the image: 3 with spherical harmonics
+  int sh_count;  // 0: plain colours; else 1, 4, 9 or 16 coefficients
+  int width, height;
+  float near_plane;
+  int64_t max_pairs;  // more tile-Gaussian pairs than this is an overflow; negative: no limit
+};
+
+struct Images {
+  float* color;  // [height, width, channels], premultiplied
+  float* alpha;  // [height, width]
+  float* depth;  // [height, width], premultiplied
+};
+
+struct ConstImages {
+  const float* color;
+  const float* alpha;
+  const float* depth;
+};
+
+struct Gradients {
+  float *means, *quats, *scales, *opacities, *colors, *viewmat, *intrinsics, *means2d;  // shapes as in Scene
+};
+
+// Threads that somebody else owns. `schedule` runs a task later, on any thread, perhaps on none for a long time.
+struct Executor {
+  int num_threads;
+  std::function<void(std::function<void()>)> schedule;
+};
+
+// Both return an error message, or nullptr. Overflow is no error: the images (or gradients) are filled with NaN.
+const char* rasterize_forward(const Scene&, const Images&, int32_t* radii, int32_t* num_pairs, const Executor&);
+const char* rasterize_backward(const Scene&, const ConstImages& rendered, const ConstImages& cotangents,
+                               const Gradients&, const Executor&);
+
+}  // namespace fg3dgs

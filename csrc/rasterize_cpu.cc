@@ -1,0 +1,313 @@
+// The CPU backend's driver: memory, sorting, scattering to tiles, threads. The arithmetic is in the kernels.
+#include "rasterize_cpu.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "parallel.h"
+
+namespace fg3dgs {
+namespace {
+
+const Kernels& kernels() {
+#ifdef FG_X86
+  static const Kernels& best = [&]() -> const Kernels& {
+    const char* cap = std::getenv("FG3DGS_ISA");  // tests run the narrower kernels on wide machines
+    const bool no512 = cap && std::strcmp(cap, "avx512") != 0, no2 = no512 && std::strcmp(cap, "avx2") != 0;
+    if (!no512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
+      return avx512::kKernels;
+    if (!no2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+      return avx2::kKernels;
+    return baseline::kKernels;
+  }();
+  return best;
+#else
+  return baseline::kKernels;
+#endif
+}
+
+// Memory that only grows, is 64-byte aligned and starts uninitialised.
+template <class T>
+class Buffer {
+ public:
+  T* ensure(int64_t count) {
+    if (count > capacity_) {
+      std::free(data_);
+      data_ = nullptr;
+      capacity_ = 0;
+      const int64_t wanted = count + count / 4;  // sizes drift from frame to frame
+      const size_t bytes = (wanted * sizeof(T) + 63) / 64 * 64;
+      data_ = static_cast<T*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64)));
+      if (!data_) throw std::bad_alloc();
+      capacity_ = wanted;
+    }
+    return data_;
+  }
+  T* get() const { return data_; }
+  int64_t bytes() const { return capacity_ * sizeof(T); }
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+
+ private:
+  T* data_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
+// What one call needs besides its arguments. Kept between calls: fresh pages cost more than the sort.
+struct Workspace {
+  Buffer<float> records, pair_gradients, scratch;
+  Buffer<int32_t> ids, chunk_count;
+  Buffer<uint32_t> keys, tile_items;
+  Buffer<Box> boxes;
+  Buffer<int64_t> chunk_pairs, tile_start, tile_counts;
+  Buffer<uint64_t> order, order2;
+  Buffer<double> camera_sums;
+
+  int64_t bytes() const {
+    return records.bytes() + pair_gradients.bytes() + scratch.bytes() + ids.bytes() + chunk_count.bytes() +
+           keys.bytes() + tile_items.bytes() + boxes.bytes() + chunk_pairs.bytes() + tile_start.bytes() +
+           tile_counts.bytes() + order.bytes() + order2.bytes() + camera_sums.bytes();
+  }
+};
+
+constexpr size_t kKeptWorkspaces = 4;
+constexpr int64_t kKeptBytes = int64_t{256} << 20;  // a larger one is freed at once
+
+class Lease {
+ public:
+  Lease() {
+    std::lock_guard<std::mutex> lock(mutex());
+    if (pool().empty()) {
+      workspace_ = std::make_unique<Workspace>();
+    } else {
+      workspace_ = std::move(pool().back());
+      pool().pop_back();
+    }
+  }
+  ~Lease() {
+    std::lock_guard<std::mutex> lock(mutex());
+    if (pool().size() < kKeptWorkspaces && workspace_->bytes() <= kKeptBytes) pool().push_back(std::move(workspace_));
+  }
+  Workspace* operator->() const { return workspace_.get(); }
+  Workspace& operator*() const { return *workspace_; }
+
+ private:
+  // Never destroyed: a pool thread may still run a call while the process exits.
+  static std::mutex& mutex() {
+    static auto* m = new std::mutex;
+    return *m;
+  }
+  static std::vector<std::unique_ptr<Workspace>>& pool() {
+    static auto* p = new std::vector<std::unique_ptr<Workspace>>;
+    return *p;
+  }
+  std::unique_ptr<Workspace> workspace_;
+};
+
+int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+int64_t num_chunks(const Scene& s) { return (s.n + kChunk - 1) / kChunk; }
+
+int64_t num_tiles(const Work& w) { return int64_t{w.tiles_x} * w.tiles_y; }
+
+Work allocate(const Scene& s, Workspace& ws) {
+  Work w = {};
+  w.scene = &s;
+  w.tiles_x = (s.width + kTile - 1) / kTile;
+  w.tiles_y = (s.height + kTile - 1) / kTile;
+  w.stride = static_cast<int>(round_up(kHeader + s.channels, 16));
+  w.pair_stride = static_cast<int>(round_up(7 + s.channels, 16));
+  w.records = ws.records.ensure(s.n * w.stride);
+  w.ids = ws.ids.ensure(s.n);
+  w.keys = ws.keys.ensure(s.n);
+  w.boxes = ws.boxes.ensure(s.n);
+  w.chunk_count = ws.chunk_count.ensure(num_chunks(s));
+  w.chunk_pairs = ws.chunk_pairs.ensure(num_chunks(s));
+  w.tile_start = ws.tile_start.ensure(num_tiles(w) + 1);
+  return w;
+}
+
+// Projects every Gaussian; returns the number of pairs and leaves each chunk's first pair in chunk_pairs.
+int64_t project_all(const Work& w, int32_t* radii, const Executor& executor) {
+  parallel_for(executor, num_chunks(*w.scene), [&](int, int64_t chunk) { kernels().project(w, chunk, radii); });
+  int64_t total = 0;
+  for (int64_t c = 0; c < num_chunks(*w.scene); ++c) {
+    const int64_t count = w.chunk_pairs[c];
+    w.chunk_pairs[c] = total;
+    total += count;
+  }
+  return total;
+}
+
+// Slots in the low half of each word, by depth and then by slot: a radix sort on the key bits that differ at all.
+uint64_t* sort_by_depth(const Work& w, Workspace& ws, int64_t* visible) {
+  uint64_t* from = ws.order.ensure(w.scene->n);
+  uint64_t* to = ws.order2.ensure(w.scene->n);
+  int64_t n = 0;
+  uint32_t low = ~0u, high = 0;
+  for (int64_t c = 0; c < num_chunks(*w.scene); ++c)
+    for (int64_t slot = c * kChunk, end = slot + w.chunk_count[c]; slot < end; ++slot) {
+      const uint32_t key = w.keys[slot];
+      low = std::min(low, key);
+      high = std::max(high, key);
+      from[n++] = uint64_t{key} << 32 | static_cast<uint64_t>(slot);
+    }
+  *visible = n;
+  if (n < 2) return from;
+  constexpr int kBits = 11;
+  int width = 0;
+  while (width < 32 && (high - low) >> width) ++width;
+  for (int shift = 0; shift < width; shift += kBits) {
+    uint32_t start[(1 << kBits) + 1] = {};
+    const auto digit = [&](uint64_t item) {
+      return (static_cast<uint32_t>(item >> 32) - low) >> shift & ((1u << kBits) - 1);
+    };
+    for (int64_t i = 0; i < n; ++i) ++start[digit(from[i]) + 1];
+    for (int d = 0; d < 1 << kBits; ++d) start[d + 1] += start[d];
+    for (int64_t i = 0; i < n; ++i) to[start[digit(from[i])]++] = from[i];
+    std::swap(from, to);
+  }
+  return from;
+}
+
+// Stable counting scatter of the sorted slots to their tiles. Ranges of the order work side by side, each with its own
+// counters; the result is the same for any number of ranges.
+void scatter_to_tiles(Work& w, Workspace& ws, const uint64_t* order, int64_t visible, int64_t pairs,
+                      const Executor& executor) {
+  const int64_t tiles = num_tiles(w);
+  const int64_t ranges = std::max<int64_t>(1, std::min<int64_t>(2 * executor.num_threads, visible / 2048));
+  int64_t* counts = ws.tile_counts.ensure(ranges * tiles);
+  w.tile_items = ws.tile_items.ensure(pairs);
+  std::memset(counts, 0, sizeof(int64_t) * ranges * tiles);
+  const auto for_tiles = [&](int64_t range, const auto& visit) {
+    for (int64_t i = visible * range / ranges, end = visible * (range + 1) / ranges; i < end; ++i) {
+      const auto slot = static_cast<uint32_t>(order[i]);
+      const Box b = w.boxes[slot];
+      for (int64_t y = b.y0; y <= b.y1; ++y)
+        for (int64_t x = b.x0; x <= b.x1; ++x) visit(y * w.tiles_x + x, slot);
+    }
+  };
+  parallel_for(executor, ranges, [&](int, int64_t range) {
+    int64_t* mine = counts + range * tiles;
+    for_tiles(range, [mine](int64_t tile, uint32_t) { ++mine[tile]; });
+  });
+  int64_t total = 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    w.tile_start[tile] = total;
+    for (int64_t range = 0; range < ranges; ++range) {
+      const int64_t count = counts[range * tiles + tile];
+      counts[range * tiles + tile] = total;
+      total += count;
+    }
+  }
+  w.tile_start[tiles] = total;
+  parallel_for(executor, ranges, [&](int, int64_t range) {
+    int64_t* mine = counts + range * tiles;
+    for_tiles(range, [&](int64_t tile, uint32_t slot) { w.tile_items[mine[tile]++] = slot; });
+  });
+}
+
+void fill_nan(float* p, int64_t count) { std::fill(p, p + count, std::numeric_limits<float>::quiet_NaN()); }
+
+bool overflows(const Scene& s, int64_t pairs) { return s.max_pairs >= 0 && pairs > s.max_pairs; }
+
+// Pairs are numbered with 32 bits inside a chunk and reported with 32 bits.
+constexpr int64_t kMostPairs = std::numeric_limits<int32_t>::max();
+constexpr const char* kTooManyPairs = "rasterize: more than 2^31 - 1 tile-Gaussian pairs; set max_pairs or scale less";
+
+// The camera's gradient from the sums over Gaussians; the camera's centre is -R^T t.
+void finish_camera(const Scene& s, const double* sums, const Gradients& out) {
+  double r[9], t[3];
+  std::copy(sums, sums + 9, r);
+  std::copy(sums + 9, sums + 12, t);
+  const double* center = sums + 16;
+  for (int i = 0; i < 3; ++i)
+    for (int j = 0; j < 3; ++j) {
+      r[3 * i + j] -= s.viewmat[4 * i + 3] * center[j];
+      t[i] -= s.viewmat[4 * i + j] * center[j];
+    }
+  std::fill(out.viewmat, out.viewmat + 16, 0.0f);
+  for (int i = 0; i < 3; ++i) {
+    for (int j = 0; j < 3; ++j) out.viewmat[4 * i + j] = static_cast<float>(r[3 * i + j]);
+    out.viewmat[4 * i + 3] = static_cast<float>(t[i]);
+  }
+  for (int i = 0; i < 4; ++i) out.intrinsics[i] = static_cast<float>(sums[12 + i]);
+}
+
+void fill_gradients_nan(const Scene& s, const Gradients& out) {
+  fill_nan(out.means, 3 * s.n);
+  fill_nan(out.quats, 4 * s.n);
+  fill_nan(out.scales, 3 * s.n);
+  fill_nan(out.opacities, s.n);
+  fill_nan(out.colors, s.n * (s.sh_count ? 3 * s.sh_count : s.channels));
+  fill_nan(out.means2d, 2 * s.n);
+  fill_nan(out.viewmat, 16);
+  fill_nan(out.intrinsics, 4);
+}
+
+}  // namespace
+
+const char* rasterize_forward(const Scene& s, const Images& out, int32_t* radii, int32_t* num_pairs,
+                              const Executor& executor) {
+  Lease ws;
+  Work w = allocate(s, *ws);
+  const int64_t pairs = project_all(w, radii, executor);
+  *num_pairs = static_cast<int32_t>(std::min(pairs, kMostPairs));
+  if (overflows(s, pairs)) {
+    const int64_t pixels = int64_t{s.width} * s.height;
+    fill_nan(out.color, pixels * s.channels);
+    fill_nan(out.alpha, pixels);
+    fill_nan(out.depth, pixels);
+    return nullptr;
+  }
+  if (pairs > kMostPairs) return kTooManyPairs;
+  int64_t visible = 0;
+  const uint64_t* order = sort_by_depth(w, *ws, &visible);
+  scatter_to_tiles(w, *ws, order, visible, pairs, executor);
+  const int64_t scratch = round_up(scratch_floats(s.channels), 16);
+  float* space = ws->scratch.ensure(scratch * std::max(1, executor.num_threads));
+  parallel_for(executor, num_tiles(w), [&](int worker, int64_t tile) {
+    kernels().blend(w, out, static_cast<int>(tile), space + worker * scratch);
+  });
+  return nullptr;
+}
+
+const char* rasterize_backward(const Scene& s, const ConstImages& rendered, const ConstImages& cotangents,
+                               const Gradients& out, const Executor& executor) {
+  Lease ws;
+  Work w = allocate(s, *ws);
+  const int64_t pairs = project_all(w, nullptr, executor);
+  if (overflows(s, pairs)) {
+    fill_gradients_nan(s, out);
+    return nullptr;
+  }
+  if (pairs > kMostPairs) return kTooManyPairs;
+  int64_t visible = 0;
+  const uint64_t* order = sort_by_depth(w, *ws, &visible);
+  scatter_to_tiles(w, *ws, order, visible, pairs, executor);
+  w.pair_gradients = ws->pair_gradients.ensure(pairs * w.pair_stride);
+  const int64_t scratch = round_up(scratch_floats(s.channels), 16);
+  float* space = ws->scratch.ensure(scratch * std::max(1, executor.num_threads));
+  parallel_for(executor, num_tiles(w), [&](int worker, int64_t tile) {
+    kernels().blend_backward(w, rendered, cotangents, static_cast<int>(tile), space + worker * scratch);
+  });
+  double* sums = ws->camera_sums.ensure(num_chunks(s) * kCameraSums);
+  parallel_for(executor, num_chunks(s),
+               [&](int, int64_t chunk) { kernels().unproject(w, out, chunk, sums + chunk * kCameraSums); });
+  double total[kCameraSums] = {};
+  for (int64_t c = 0; c < num_chunks(s); ++c)
+    for (int i = 0; i < kCameraSums; ++i) total[i] += sums[c * kCameraSums + i];
+  finish_camera(s, total, out);
+  return nullptr;
+}
+
+}  // namespace fg3dgs

@@ -1,0 +1,2 @@
+#define FG_ISA avx512
+#include "rasterize_tiles.h"

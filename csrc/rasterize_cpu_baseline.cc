@@ -1,0 +1,2 @@
+#define FG_ISA baseline
+#include "rasterize_tiles.h"

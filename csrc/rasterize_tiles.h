@@ -1,0 +1,366 @@
+// CPU kernels over tiles: blending and its backward pass. Included once per instruction set.
+//
+// A tile is 16 x 16 pixels, held as 4 x 4 blocks of 4 x 4 pixels, so that a block fills one 512-bit register (two or
+// four narrower ones). Each Gaussian of the tile, nearest first, visits only the blocks that its ellipse alpha >= 1/255
+// touches. A pixel that has stopped has transmittance 0.
+#pragma once
+
+#include "rasterize_points.h"
+
+namespace fg3dgs {
+namespace FG_ISA {
+
+constexpr int kParts = kBlockLanes / kWidth;  // registers per block
+
+// Offsets of the blocks in a tile and of the pixel centres in a block.
+alignas(64) constexpr float kBlockX[16] = {0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12};
+alignas(64) constexpr float kBlockY[16] = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
+alignas(64) constexpr float kLaneX[16] = {.5, 1.5, 2.5, 3.5, .5, 1.5, 2.5, 3.5, .5, 1.5, 2.5, 3.5, .5, 1.5, 2.5, 3.5};
+alignas(64) constexpr float kLaneY[16] = {.5, .5, .5, .5, 1.5, 1.5, 1.5, 1.5, 2.5, 2.5, 2.5, 2.5, 3.5, 3.5, 3.5, 3.5};
+
+// One bit per block that the ellipse touches: the largest alpha over the block's pixel centres, taken as a rectangle,
+// is on the edges that face the mean (or at the mean).
+FG_INLINE uint32_t touched_blocks(const float* rec, float tile_x, float tile_y) {
+  const float x = tile_x + 0.5f - rec[kX], y = tile_y + 0.5f - rec[kY];
+  const vf threshold = broadcast(kLog2MinAlpha - rec[kLevel] - 1e-4f);  // the slack covers rounding
+  uint32_t mask = 0;
+  for (int j = 0; j < kParts; ++j) {
+    const vf x0 = load(kBlockX + j * kWidth) + x, x1 = x0 + 3.0f;
+    const vf y0 = load(kBlockY + j * kWidth) + y, y1 = y0 + 3.0f;
+    const vf near_x = clamp(zero(), x0, x1), near_y = clamp(zero(), y0, y1);
+    const vf best_x = clamp(near_y * rec[kSlopeX], x0, x1), best_y = clamp(near_x * rec[kSlopeY], y0, y1);
+    const vf e0 = near_x * (near_x * rec[kA] + best_y * rec[kB]) + best_y * best_y * rec[kC];
+    const vf e1 = best_x * (best_x * rec[kA] + near_y * rec[kB]) + near_y * near_y * rec[kC];
+    mask |= bits(max(e0, e1) >= threshold) << (j * kWidth);
+  }
+  return mask;
+}
+
+// A record's blending coefficients, and the pixel offsets of a tile's first block from its mean.
+struct Splat {
+  vf a, b, c, level, x[kParts], y[kParts];
+
+  FG_INLINE Splat(const float* rec, float tile_x, float tile_y)
+      : a(broadcast(rec[kA])), b(broadcast(rec[kB])), c(broadcast(rec[kC])), level(broadcast(rec[kLevel])) {
+    for (int j = 0; j < kParts; ++j) {
+      x[j] = load(kLaneX + j * kWidth) + (tile_x - rec[kX]);
+      y[j] = load(kLaneY + j * kWidth) + (tile_y - rec[kY]);
+    }
+  }
+};
+
+// alpha of one Gaussian on a register of pixels (0 where skipped), and what it leaves of the transmittance.
+struct Layer {
+  vf dx, dy, exponent, alpha, weight, left;
+  vi drawn;
+};
+
+FG_INLINE Layer blend_layer(const Splat& g, int part, int block, vf transmittance) {
+  Layer o;
+  o.dx = g.x[part] + kBlockX[block];
+  o.dy = g.y[part] + kBlockY[block];
+  o.exponent = o.dx * (g.a * o.dx + g.b * o.dy) + (g.c * o.dy * o.dy + g.level);
+  const vf alpha = exp2(min(o.exponent, broadcast(kLog2MaxAlpha)));
+  const vf weight = alpha * transmittance;
+  const vf left = transmittance - weight;
+  const vi in = o.exponent >= kLog2MinAlpha;
+  const vi stops = in & (left < kMinTransmittance);  // also where it has stopped before
+  o.drawn = in & (left >= kMinTransmittance);
+  o.alpha = o.drawn ? alpha : zero();
+  o.weight = o.drawn ? weight : zero();
+  o.left = stops ? zero() : (o.drawn ? left : transmittance);
+  return o;
+}
+
+// Where a tile lies, and its planes of 256 floats in scratch: plane p of block b is at (b * planes + p) * 16.
+struct TileView {
+  int x, y, width, height;  // pixels; width and height are less than 16 at the image's far edges
+  int planes;
+  float* scratch;
+
+  FG_INLINE float* block(int b) const { return scratch + b * planes * kBlockLanes; }
+};
+
+inline TileView view_tile(const Scene& s, int tiles_x, int tile, int planes, float* scratch) {
+  TileView t;
+  t.x = (tile % tiles_x) * kTile;
+  t.y = (tile / tiles_x) * kTile;
+  t.width = s.width - t.x < kTile ? s.width - t.x : kTile;
+  t.height = s.height - t.y < kTile ? s.height - t.y : kTile;
+  t.planes = planes;
+  t.scratch = scratch;
+  return t;
+}
+
+typedef float v4 __attribute__((vector_size(16)));
+
+FG_INLINE v4 load4(const float* p) {
+  v4 v;
+  std::memcpy(&v, p, 16);
+  return v;
+}
+
+FG_INLINE void store4(float* p, v4 v) { std::memcpy(p, &v, 16); }
+
+// Four pixels of `channels` planes <-> interleaved memory. The three-channel case is worth its shuffles.
+template <int C>
+FG_INLINE void interleave4(const float* planes, int channels, float* out) {
+  if constexpr (C == 1) {
+    store4(out, load4(planes));
+  } else if constexpr (C == 3) {
+    const v4 r = load4(planes), g = load4(planes + kBlockLanes), b = load4(planes + 2 * kBlockLanes);
+    const v4 rg = __builtin_shufflevector(r, g, 0, 4, 1, 5), gb = __builtin_shufflevector(g, b, 1, 5, 2, 6);
+    const v4 br = __builtin_shufflevector(b, r, 0, 5, 2, 7);  // b0 r1 b2 r3
+    store4(out, __builtin_shufflevector(rg, br, 0, 1, 4, 5));
+    store4(out + 4, __builtin_shufflevector(gb, __builtin_shufflevector(r, g, 2, 6, 2, 6), 0, 1, 4, 5));
+    store4(out + 8, __builtin_shufflevector(br, __builtin_shufflevector(g, b, 3, 7, 3, 7), 2, 3, 4, 5));
+  } else {
+    for (int l = 0; l < 4; ++l)
+      for (int c = 0; c < channels; ++c) out[l * channels + c] = planes[c * kBlockLanes + l];
+  }
+}
+
+template <int C>
+FG_INLINE void deinterleave4(const float* in, int channels, float* planes) {
+  if constexpr (C == 1) {
+    store4(planes, load4(in));
+  } else if constexpr (C == 3) {
+    const v4 a = load4(in), b = load4(in + 4), c = load4(in + 8);  // r g b r | g b r g | b r g b
+    const v4 ab = __builtin_shufflevector(a, b, 1, 2, 4, 5);  // g0 b0 g1 b1
+    store4(planes, __builtin_shufflevector(a, __builtin_shufflevector(b, c, 2, 5, 2, 5), 0, 3, 4, 5));
+    store4(planes + kBlockLanes, __builtin_shufflevector(ab, __builtin_shufflevector(b, c, 3, 6, 3, 6), 0, 2, 4, 5));
+    store4(planes + 2 * kBlockLanes, __builtin_shufflevector(ab, c, 1, 3, 4, 7));
+  } else {
+    for (int l = 0; l < 4; ++l)
+      for (int c = 0; c < channels; ++c) planes[c * kBlockLanes + l] = in[l * channels + c];
+  }
+}
+
+// Copies `channels` planes from plane `first` on to an image, or back. Pixels outside the image read as 0.
+template <int C>
+inline void write_planes(const TileView& t, int first, int channels, int image_width, float* image) {
+  for (int y = 0; y < t.height; ++y)
+    for (int x = 0; x < t.width; x += 4) {
+      const float* p = t.block((y / 4) * 4 + x / 4) + first * kBlockLanes + (y % 4) * 4;
+      float* out = image + (int64_t{t.y + y} * image_width + t.x + x) * channels;
+      if (x + 4 <= t.width) {
+        interleave4<C>(p, channels, out);
+      } else {
+        for (int l = 0; l < t.width - x; ++l)
+          for (int c = 0; c < channels; ++c) out[l * channels + c] = p[c * kBlockLanes + l];
+      }
+    }
+}
+
+template <int C>
+inline void read_planes(const TileView& t, int first, int channels, int image_width, const float* image) {
+  for (int y = 0; y < kTile; ++y)
+    for (int x = 0; x < kTile; x += 4) {
+      float* p = t.block((y / 4) * 4 + x / 4) + first * kBlockLanes + (y % 4) * 4;
+      const float* in = image + (int64_t{t.y + y} * image_width + t.x + x) * channels;
+      if (y < t.height && x + 4 <= t.width) {
+        deinterleave4<C>(in, channels, p);
+      } else {
+        const int inside = y < t.height ? t.width - x : 0;
+        for (int l = 0; l < 4; ++l)
+          for (int c = 0; c < channels; ++c) p[c * kBlockLanes + l] = l < inside ? in[l * channels + c] : 0.0f;
+      }
+    }
+}
+
+// Transmittance 1 inside the image and 0 outside (plane 0); one bit per block that has a pixel inside.
+inline uint32_t open_tile(const TileView& t) {
+  uint32_t live = 0;
+  for (int b = 0; b < 16; ++b) {
+    float* p = t.block(b);
+    for (int l = 0; l < kBlockLanes; ++l) {
+      const bool inside = (b % 4) * 4 + l % 4 < t.width && (b / 4) * 4 + l / 4 < t.height;
+      p[l] = inside ? 1.0f : 0.0f;
+      if (inside) live |= 1u << b;
+    }
+  }
+  return live;
+}
+
+// Planes: transmittance, alpha, depth, colours. C = 0: any number of channels.
+template <int C>
+void blend_tile(const Work& w, const Images& out, int tile, float* scratch) {
+  const Scene& s = *w.scene;
+  const int channels = C ? C : s.channels;
+  const TileView t = view_tile(s, w.tiles_x, tile, channels + 3, scratch);
+  std::memset(scratch, 0, sizeof(float) * 16 * kBlockLanes * t.planes);
+  uint32_t live = open_tile(t);
+  const uint32_t* items = w.tile_items + w.tile_start[tile];
+  const uint32_t* end = w.tile_items + w.tile_start[tile + 1];
+  const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
+
+  for (const uint32_t* item = items; item < end && live; ++item) {
+    const float* rec = w.records + int64_t{*item} * w.stride;
+    if (item + 4 < end) __builtin_prefetch(w.records + int64_t{item[4]} * w.stride);
+    uint32_t blocks = touched_blocks(rec, tile_x, tile_y) & live;
+    if (!blocks) continue;
+    const Splat g(rec, tile_x, tile_y);
+    for (; blocks; blocks &= blocks - 1) {
+      const int b = __builtin_ctz(blocks);
+      uint32_t open = 0;
+      for (int j = 0; j < kParts; ++j) {
+        float* p = t.block(b) + j * kWidth;
+        const Layer o = blend_layer(g, j, b, load(p));
+        open |= bits(o.left > 0.0f);
+        store(p, o.left);
+        store(p + kBlockLanes, load(p + kBlockLanes) + o.weight);
+        store(p + 2 * kBlockLanes, load(p + 2 * kBlockLanes) + o.weight * rec[kZ]);
+        for (int c = 0; c < channels; ++c) {
+          float* q = p + (3 + c) * kBlockLanes;
+          store(q, load(q) + o.weight * rec[kHeader + c]);
+        }
+      }
+      if (!open) live &= ~(1u << b);
+    }
+  }
+  write_planes<1>(t, 1, 1, s.width, out.alpha);
+  write_planes<1>(t, 2, 1, s.width, out.depth);
+  write_planes<C>(t, 3, channels, s.width, out.color);
+}
+
+#if defined(__AVX512F__)
+FG_INLINE vf add_pairs(vf a, vf b) {  // sums of neighbours: a's in the low half, b's in the high half
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+#elif defined(__AVX2__)
+FG_INLINE vf add_pairs(vf a, vf b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+#else
+FG_INLINE vf add_pairs(vf a, vf b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+}
+#endif
+
+// Lane i of the result is the sum of v[i]'s lanes, for i < count; N = kWidth.
+template <int N>
+FG_INLINE vf sum_lanes(const vf* v, int count) {
+  if (count <= 0) return zero();
+  if constexpr (N == 1) {
+    return v[0];
+  } else {
+    return add_pairs(sum_lanes<N / 2>(v, count), sum_lanes<N / 2>(v + N / 2, count - N / 2));
+  }
+}
+
+// Opens a tile for the backward pass. Planes: transmittance; rest, what the Gaussians still to come add to the loss,
+// at first sum(cotangent * image); the cotangents of alpha, depth, colours; as many planes of scratch.
+template <int C>
+inline uint32_t open_tile_backward(const Scene& s, const TileView& t, int channels, const ConstImages& rendered,
+                                   const ConstImages& cotangents) {
+  const int cotangent = 2, value = 4 + channels;
+  read_planes<1>(t, cotangent, 1, s.width, cotangents.alpha);
+  read_planes<1>(t, cotangent + 1, 1, s.width, cotangents.depth);
+  read_planes<C>(t, cotangent + 2, channels, s.width, cotangents.color);
+  read_planes<1>(t, value, 1, s.width, rendered.alpha);
+  read_planes<1>(t, value + 1, 1, s.width, rendered.depth);
+  read_planes<C>(t, value + 2, channels, s.width, rendered.color);
+  for (int b = 0; b < 16; ++b)
+    for (int j = 0; j < kParts; ++j) {
+      float* p = t.block(b) + j * kWidth;
+      vf rest = zero();
+      for (int i = 0; i < channels + 2; ++i)
+        rest += load(p + (cotangent + i) * kBlockLanes) * load(p + (value + i) * kBlockLanes);
+      store(p + kBlockLanes, rest);
+    }
+  return open_tile(t);
+}
+
+// One Gaussian on one register of pixels, backward. With w_i = alpha_i T_i and gain_i = d loss / d w_i:
+// d loss / d alpha_i = T_i gain_i - (sum over j > i of w_j gain_j) / (1 - alpha_i). Adds to the sums of a pair.
+template <int C>
+FG_INLINE uint32_t backward_layer(const Splat& g, const float* rec, int channels, int part, int block, float* p,
+                                  vf* sums) {
+  const vf transmittance = load(p);
+  const Layer o = blend_layer(g, part, block, transmittance);
+  const vf ddepth = load(p + 3 * kBlockLanes);
+  vf gain = load(p + 2 * kBlockLanes) + ddepth * rec[kZ];
+  sums[6] += o.weight * ddepth;
+  for (int c = 0; c < (C ? C : channels); ++c) {
+    const vf dcolor = load(p + (4 + c) * kBlockLanes);
+    gain += dcolor * rec[kHeader + c];
+    sums[7 + c] += o.weight * dcolor;
+  }
+  const vf rest = load(p + kBlockLanes) - o.weight * gain;
+  const vf dalpha = transmittance * gain - rest * reciprocal(1.0f - o.alpha);
+  const vf uncapped = o.exponent < kLog2MaxAlpha ? o.alpha : zero();
+  const vf v = dalpha * uncapped;  // d loss / d log(alpha)
+  const vf vx = v * o.dx, vy = v * o.dy;
+  sums[0] += v;
+  sums[1] += vx;
+  sums[2] += vy;
+  sums[3] += vx * o.dx;
+  sums[4] += vx * o.dy;
+  sums[5] += vy * o.dy;
+  store(p, o.left);
+  store(p + kBlockLanes, rest);
+  return bits(o.left > 0.0f);
+}
+
+template <int C>
+void blend_tile_backward(const Work& w, const ConstImages& rendered, const ConstImages& cotangents, int tile,
+                         float* scratch) {
+  const Scene& s = *w.scene;
+  const int channels = C ? C : s.channels, count = 7 + channels;
+  const TileView t = view_tile(s, w.tiles_x, tile, 6 + 2 * channels, scratch);
+  uint32_t live = open_tile_backward<C>(s, t, channels, rendered, cotangents);
+  vf fixed_sums[C ? 7 + C : 1];
+  vf* const sums = C ? fixed_sums : reinterpret_cast<vf*>(scratch + 16 * kBlockLanes * t.planes);
+  const uint32_t* end = w.tile_items + w.tile_start[tile + 1];
+  const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
+
+  for (const uint32_t* item = w.tile_items + w.tile_start[tile]; item < end; ++item) {
+    const float* rec = w.records + int64_t{*item} * w.stride;
+    if (item + 4 < end) __builtin_prefetch(w.records + int64_t{item[4]} * w.stride);
+    const int32_t box = as_int(rec[kBox0]);
+    const int64_t pair = w.chunk_pairs[*item / kChunk] + as_int(rec[kOffset]) +
+                         int64_t{t.y / kTile - (box >> 16 & 0xffff)} * as_int(rec[kBoxW]) + (t.x / kTile - (box & 0xffff));
+    float* out = w.pair_gradients + pair * w.pair_stride;
+    uint32_t blocks = live ? touched_blocks(rec, tile_x, tile_y) & live : 0;
+    if (!blocks) {
+      std::memset(out, 0, sizeof(float) * w.pair_stride);
+      continue;
+    }
+    for (int i = 0; i < count; ++i) sums[i] = zero();
+    const Splat g(rec, tile_x, tile_y);
+    for (; blocks; blocks &= blocks - 1) {
+      const int b = __builtin_ctz(blocks);
+      uint32_t open = 0;
+      for (int j = 0; j < kParts; ++j)
+        open |= backward_layer<C>(g, rec, channels, j, b, t.block(b) + j * kWidth, sums);
+      if (!open) live &= ~(1u << b);
+    }
+    for (int i = 0; i < count; i += kWidth) store(out + i, sum_lanes<kWidth>(sums + i, count - i));
+  }
+}
+
+inline void blend(const Work& w, const Images& out, int tile, float* scratch) {
+  switch (w.scene->channels) {
+    case 1: return blend_tile<1>(w, out, tile, scratch);
+    case 3: return blend_tile<3>(w, out, tile, scratch);
+    case 4: return blend_tile<4>(w, out, tile, scratch);
+    default: return blend_tile<0>(w, out, tile, scratch);
+  }
+}
+
+inline void blend_backward(const Work& w, const ConstImages& rendered, const ConstImages& cotangents, int tile,
+                           float* scratch) {
+  switch (w.scene->channels) {
+    case 1: return blend_tile_backward<1>(w, rendered, cotangents, tile, scratch);
+    case 3: return blend_tile_backward<3>(w, rendered, cotangents, tile, scratch);
+    case 4: return blend_tile_backward<4>(w, rendered, cotangents, tile, scratch);
+    default: return blend_tile_backward<0>(w, rendered, cotangents, tile, scratch);
+  }
+}
+
+const Kernels kKernels = {project_chunk, blend, blend_backward, unproject_chunk};
+
+}  // namespace FG_ISA
+}  // namespace fg3dgs
