@@ -2,7 +2,7 @@
 tests. No real face, no network.
 
 The head of `synthetic_head` says what `synthetic_speech` makes up, blinks, frowns and looks around, and moves before a
-fixed camera; `synthetic_paint` draws it. Poses, masks, landmarks and expression are those that the pictures were made of.
+fixed camera; `synthetic_paint` draws it. Poses, masks, landmarks and expression are those the pictures were made of.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,9 @@ from fg3dgs_jax.data import clip as clips
 from fg3dgs_jax.data import dataset as datasets
 from fg3dgs_jax.data import synthetic_head as heads
 from fg3dgs_jax.data import synthetic_paint as paint
+from fg3dgs_jax.data import synthetic_scene as scene
 from fg3dgs_jax.data import synthetic_speech, video
+from fg3dgs_jax.data.synthetic_rays import project
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.types import Label
 
@@ -25,9 +27,9 @@ FOCAL = 2.3  # image widths
 DISTANCE = 0.75  # world units from the camera to the resting head
 RAISED = 0.012  # world units that the head sits above the image's centre
 PIVOT = np.array([0.0, -0.09, -0.02])  # world units; the neck joint that the head turns about
-EXPRESSION = {  # name in the dataset -> field of `Face`
-    "browInnerUp": "brow_up", "browDown": "brow_down", "eyeWide": "wide", "cheekSquint": "cheek",
-    "eyeSquint": "squint", "eyeBlink": "blink", "gaze_x": "gaze_x", "gaze_y": "gaze_y",
+EXPRESSION = {  # name in the dataset, as `preprocess` has it -> field of `Face`
+    "browInnerUp": "brow_up", "browOuterUp": "brow_outer", "browDown": "brow_down", "eyeWide": "wide",
+    "cheekSquint": "cheek", "eyeSquint": "squint", "eyeBlink": "blink", "gaze_x": "gaze_x", "gaze_y": "gaze_y",
 }  # fmt: skip
 BLINK = (0.35, 0.9, 1.0, 0.85, 0.5, 0.2)  # closure in successive frames
 
@@ -54,9 +56,9 @@ def make(
     look = paint.make_look(seed)
     intrinsics = np.array([FOCAL * size, FOCAL * size, size / 2, size / 2], np.float32)
     viewmats = move(num_frames, fps, seed)
-    background = paint.render_background(seed, size, size)
+    background = scene.render_background(seed, size, size)
     unit = heads.UNIT * FOCAL * size / DISTANCE
-    torso = paint.render_torso(seed, unit, (size / 2, size / 2 - RAISED / heads.UNIT * unit), look.skin, size, size)
+    torso = scene.render_torso(seed, unit, (size / 2, size / 2 - RAISED / heads.UNIT * unit), look.skin, size, size)
     frames = _draw(look, faces, viewmats, intrinsics, torso, background)
     train, test = clips.split_ids(num_frames, fps)
     meta = datasets.Meta(
@@ -79,7 +81,8 @@ def act(speech: synthetic_speech.Speech, fps: float, seed: int) -> list[heads.Fa
     """The face of every frame: the mouth from the speech, the rest from the seed."""
     rng = np.random.default_rng([seed, 6])
     count = len(speech.open)
-    moods = {name: np.clip(1.4 * _wander(rng, count, 0.35 * fps) - 0.5, 0, 1) for name in ("brow_up", "wide", "cheek", "squint")}
+    names = ("brow_up", "brow_outer", "wide", "cheek", "squint")
+    moods = {name: np.clip(1.4 * _wander(rng, count, 0.35 * fps) - 0.5, 0, 1) for name in names}
     moods["brow_down"] = np.clip(1.4 * _wander(rng, count, 0.35 * fps) - 0.7, 0, 1) * (1 - moods["brow_up"])
     moods["wide"] = np.maximum(0.8 * moods["wide"] - moods["squint"], 0)
     blink = np.zeros(count + len(BLINK))
@@ -87,11 +90,11 @@ def act(speech: synthetic_speech.Speech, fps: float, seed: int) -> list[heads.Fa
     while start < count:
         blink[int(start) : int(start) + len(BLINK)] = BLINK
         start += rng.uniform(1.0, 2.8) * fps
-    gaze = np.repeat(rng.uniform(-1, 1, (count, 2)) * [0.8, 0.6], rng.integers(int(0.5 * fps), int(1.4 * fps), count), axis=0)
+    looks, stays = rng.uniform(-1, 1, (count, 2)) * [0.8, 0.6], rng.integers(int(0.5 * fps), int(1.4 * fps), count)
+    gaze = np.repeat(looks, stays, axis=0)
     gaze = ndimage.gaussian_filter1d(gaze[:count], 0.02 * fps, axis=0, mode="nearest")
-    tracks = {
-        "open": speech.open, "width": speech.width, "blink": blink[:count], "gaze_x": gaze[:, 0], "gaze_y": gaze[:, 1], **moods
-    }  # fmt: skip
+    tracks = {"open": speech.open, "width": speech.width, "blink": blink[:count], **moods}
+    tracks |= {"gaze_x": gaze[:, 0], "gaze_y": gaze[:, 1]}
     return [heads.Face(**{name: float(track[i]) for name, track in tracks.items()}) for i in range(count)]
 
 
@@ -119,7 +122,7 @@ def ground_truth(
 ) -> datasets.Tracks:
     """The tracks that the pictures are drawn from; landmarks in the order of `synthetic_head.landmarks`."""
     landmarks = np.stack([
-        paint.project(heads.landmarks(heads.deform(look.shape, face)), viewmat, intrinsics)
+        project(heads.landmarks(heads.deform(look.shape, face)), viewmat, intrinsics)
         for face, viewmat in zip(faces, viewmats, strict=True)
     ]).astype(np.float32)  # fmt: skip
     lips, eyes = clips.region_boxes(landmarks, size, size)

@@ -1,8 +1,8 @@
 """The procedural head: its surface, how a face moves it, and where the landmarks are.
 
-Head space: x to the image's right, y up, z out of the face; the unit is `UNIT` of the world. The surface is star-shaped,
-radius(azimuth, elevation); azimuth 0 looks along z. A face moves it by a warp of these two angles (skin slides over the
-skull, the jaw drops), and opens lids and lips along curves that are given in closed form.
+Head space: x to the image's right, y up, z out of the face; the unit is `UNIT` of the world. The surface is
+star-shaped, radius(azimuth, elevation); azimuth 0 looks along z. A face moves it by a warp of these two angles (skin
+slides over the skull, the jaw drops), and opens lids and lips along curves that are given in closed form.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ class Face:
     open: float = 0.0
     width: float = 0.0
     brow_up: float = 0.0
+    brow_outer: float = 0.0
     brow_down: float = 0.0
     wide: float = 0.0
     cheek: float = 0.0
@@ -44,6 +45,7 @@ class Shape:
     hair: np.ndarray  # 1 where hair grows, soft edges
     jaw: np.ndarray
     brows: np.ndarray
+    brows_outer: np.ndarray
     cheeks: np.ndarray
     lips: np.ndarray
 
@@ -87,18 +89,22 @@ def build(seed: int) -> Shape:
     axes = np.where(el[..., None] > 0, [0.72, 1.03, 0.86], [0.72, 1.0, 0.86]) * rng.uniform(0.97, 1.03, 3)
     radius = 1 / np.linalg.norm(d / axes, axis=-1)
     ridge = np.interp(el, [-0.29, -0.20, -0.14, 0.0, 0.22], [0, 0.8, 1, 0.55, 0.1])
-    radius += rng.uniform(0.17, 0.21) * ridge * np.exp(-((az / (0.085 - 0.12 * np.minimum(el, 0))) ** 2)) + 0.05 * bump(0.11, -0.19, 0.05, 0.05)
+    nose_width = 0.085 - 0.12 * np.minimum(el, 0)
+    radius += rng.uniform(0.17, 0.21) * ridge * np.exp(-((az / nose_width) ** 2)) + 0.05 * bump(0.11, -0.19, 0.05, 0.05)
     radius += 0.035 * bump(0.30, 0.27, 0.22, 0.08) - 0.05 * bump(0.36, 0.10, 0.17, 0.11)  # brow ridge, sockets
     radius += 0.035 * bump(0.55, -0.15, 0.22, 0.2) - 0.13 * bump(0.92, -0.62, 0.42, 0.3)  # cheeks, jaw
-    radius += 0.035 * bump(0, MOUTH, 0.24, 0.11) + 0.08 * bump(0, -0.88, 0.22, 0.15) - 0.02 * bump(0, -0.66, 0.3, 0.06)
+    radius += 0.035 * bump(0, MOUTH, 0.24, 0.11)
+    radius += 0.08 * bump(0, -0.88, 0.22, 0.15) - 0.02 * bump(0, -0.66, 0.3, 0.06)  # chin
     radius += 0.13 * bump(1.52, -0.02, 0.14, 0.16) + hair * (0.085 + 0.02 * np.sin(9 * az + 5 * el))  # ears, hair
     radius = cv2.GaussianBlur(radius.astype(np.float32), (0, 0), 1.2)
     below = _smoothstep((MOUTH - el) / 0.1)
-    return Shape(
-        radius=radius, normals=_normals(radius * 1.0, d), hair=hair.astype(np.float32),
-        jaw=(below * np.exp(-((az / 0.95) ** 4))).astype(np.float32), brows=bump(0.3, 0.34, 0.4, 0.16).astype(np.float32),
-        cheeks=bump(0.5, -0.16, 0.3, 0.16).astype(np.float32), lips=bump(0, MOUTH, 0.28, 0.14).astype(np.float32),
-    )  # fmt: skip
+    maps = {
+        "jaw": below * np.exp(-((az / 0.95) ** 4)), "brows": bump(0.22, 0.34, 0.34, 0.16),
+        "brows_outer": bump(0.6, 0.32, 0.22, 0.15), "cheeks": bump(0.5, -0.16, 0.3, 0.16),
+        "lips": bump(0, MOUTH, 0.28, 0.14), "hair": hair,
+    }  # fmt: skip
+    maps = {name: values.astype(np.float32) for name, values in maps.items()}
+    return Shape(radius=radius, normals=_normals(radius, d), **maps)
 
 
 def _smoothstep(x: np.ndarray) -> np.ndarray:
@@ -125,7 +131,8 @@ def deform(shape: Shape, face: Face) -> Surface:
     """The surface with a face on."""
     az, el = angles()
     rise = 0.075 * face.brow_up - 0.06 * face.brow_down
-    rest_el = el + JAW_DROP * face.open * shape.jaw - rise * shape.brows - 0.045 * face.cheek * shape.cheeks
+    raised = rise * shape.brows + 0.055 * face.brow_outer * shape.brows_outer + 0.045 * face.cheek * shape.cheeks
+    rest_el = el + JAW_DROP * face.open * shape.jaw - raised
     rest_az = az + 0.03 * face.brow_down * shape.brows * np.sign(az) - 0.05 * face.width * shape.lips * az
     radius = lookup(shape.radius, rest_az, rest_el)
     radius *= 1 + 0.05 * face.open * shape.jaw
@@ -139,7 +146,7 @@ def mouth_half_width(face: Face) -> float:
 
 
 def mouth_curves(face: Face, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Elevations of outer upper, inner upper, inner lower and outer lower lip edge at x in [-1, 1] between the corners."""
+    """Elevations of outer upper, inner upper, inner lower, outer lower lip edge at x in [-1, 1] between the corners."""
     arch = np.maximum(1 - x * x, 0)
     full = 1 + 0.3 * max(-face.width, 0)
     middle = MOUTH + 0.03 * face.width * x * x
@@ -149,7 +156,7 @@ def mouth_curves(face: Face, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def eye_curves(face: Face, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Elevations of the upper and the lower lid's edge above the eye's centre, at x in [-1, 1] between the corners."""
+    """Elevations of the upper and lower lid's edge above the eye's centre, at x in [-1, 1] between the corners."""
     arch = np.maximum(1 - x * x, 0)
     low = 0.048 * (1 - 0.45 * face.squint - 0.15 * face.cheek)
     high = 0.085 * (1 + 0.35 * face.wide - 0.25 * face.squint)
@@ -163,8 +170,11 @@ def points_on(surface: Surface, az: np.ndarray, el: np.ndarray) -> np.ndarray:
 
 
 def landmarks(surface: Surface) -> np.ndarray:
-    """The 68 landmarks in world space, f32 [68, 3], in the usual order: 0-16 jaw, 17-26 brows, 27-35 nose, 36-47 eyes,
-    48-59 outer lips, 60-67 inner lips, each from the image's left. Lids and lips are exact; the rest moves with the skin."""
+    """The 68 landmarks in world space, f32 [68, 3], in the usual order, each group from the image's left.
+
+    0-16 jaw, 17-26 brows, 27-35 nose, 36-47 eyes, 48-59 outer lips, 60-67 inner lips. Lids and lips are exact; the rest
+    moves with the skin.
+    """
     az = np.linspace(-1.25, 1.25, 17)
     jaw = np.stack([az, -0.98 + 0.75 * (az / 1.25) ** 2], -1)
     brow = np.stack([np.linspace(0.58, 0.16, 5), [0.29, 0.345, 0.36, 0.345, 0.31]], -1)

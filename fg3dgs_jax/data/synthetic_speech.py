@@ -1,8 +1,8 @@
 """Speech-like sound and the mouth that goes with it: syllables of consonants and vowels, with pauses.
 
-Vowels are harmonics of a gliding pitch under formants, fricatives are shaped noise, nasals and stops are made with closed
-lips. The mouth follows the phones' targets through a smoothing window (coarticulation), so that it is a deterministic
-function of the sound around a moment, and vowels are the louder the wider the mouth.
+Vowels are harmonics of a gliding pitch under formants, fricatives are shaped noise, nasals and stops are made with
+closed lips. The mouth follows the phones' targets through a smoothing window (coarticulation), so that it is a
+deterministic function of the sound around a moment, and vowels are the louder the wider the mouth.
 """
 
 import dataclasses
@@ -93,8 +93,12 @@ def _voice(rng: np.random.Generator, sound: np.ndarray) -> np.ndarray:
     voiced = np.zeros(count)
     for harmonic in range(1, 31):
         frequency = harmonic * pitch
-        level = sum(g / (1 + ((frequency - f) / b) ** 2) for f, g, b in zip(formants, (1, 0.5, 0.2), (70, 90, 130), strict=True))
+        level = sum(
+            g / (1 + ((frequency - f) / b) ** 2) for f, g, b in zip(formants, (1, 0.5, 0.2), (70, 90, 130), strict=True)
+        )
         voiced += level * np.sin(harmonic * phase)
-    hiss = signal.sosfilt(signal.butter(2, [2500, 7000], "bandpass", fs=SAMPLE_RATE, output="sos"), rng.standard_normal(count))
+    hiss = signal.sosfilt(
+        signal.butter(2, [2500, 7000], "bandpass", fs=SAMPLE_RATE, output="sos"), rng.standard_normal(count)
+    )
     audio = 0.22 * voice * voiced + noise * hiss + 5e-4 * rng.standard_normal(count)
     return 0.9 * np.tanh(audio)
