@@ -52,6 +52,21 @@ def create_motions(spec: HeadSpec, seed: int) -> tuple[dict[str, nnx.GraphDef], 
     return graphs, params
 
 
+def motion_structure(spec: HeadSpec) -> tuple[dict[str, nnx.GraphDef], dict[str, dict]]:
+    """What `create_motions` returns with shapes in place of arrays: nothing is computed, so nothing compiles."""
+    graphs, shapes = {}, {}
+    for region in spec.regions:
+        graphs[region.name], state = nnx.split(
+            nnx.eval_shape(
+                lambda r=region: motion_lib.create(
+                    r.motion, r.grid, spec.audio_shape, spec.expression_dim, rngs=nnx.Rngs(0)
+                )
+            )
+        )
+        shapes[region.name] = nnx.to_pure_dict(state)
+    return graphs, shapes
+
+
 def move(graph: nnx.GraphDef, motion: Mapping, means: jax.Array, condition: Condition) -> tuple[Deltas, dict]:
     """The deltas of one region's Gaussians for one frame, and what its network reveals of its attention."""
     return nnx.merge(graph, motion)(means, condition)
