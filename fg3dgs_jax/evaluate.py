@@ -15,8 +15,6 @@ Landmark scores need mediapipe (pip install 'fg3dgs_jax[preprocess]') and a fold
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from fg3dgs_jax import cli
 from fg3dgs_jax.data.models import LANDMARKS, find_model
 from fg3dgs_jax.inference import console, heldout, probes
@@ -48,13 +46,12 @@ def main(argv: list[str]) -> int:
     head = Head.load(flags.workdir, flags.data)
     print(f"{flags.workdir}: step {head.run['step']}; {head.dataset.describe()}")
     report = heldout.evaluate(head.dataset, head.render, out, models=flags.models, info=head.run, track=console.track)
-    screen = Console()
-    screen.print(console.score_table(report))
+    console.show(console.score_table(report))
     if flags.probe:
         report["probes"] = probes.probe(
             head.dataset, head.render, flags.models, render_static=head.frozen(), track=console.track
         )
-        screen.print(console.probe_table(report["probes"]))
+        console.show(console.probe_table(report["probes"]))
         heldout.write_json(out / "evaluation.json", report)
     print(f"wrote {', '.join(str(out / name) for name in heldout.OUTPUTS)}")
     return 0

@@ -25,6 +25,12 @@ SCORES = (
 )
 
 
+def show(table: Table) -> None:
+    """Prints a table to stdout, in a log file wide enough for its columns."""
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)
+
+
 def track(items: Sequence, name: str) -> Iterable:
     """Passes `items` through under a progress bar on stderr, or with a line every few seconds without a terminal."""
     console = Console(stderr=True)

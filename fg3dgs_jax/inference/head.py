@@ -43,7 +43,7 @@ class Head:
         """
         self.spec, self.dataset, self.run = spec, dataset, dict(run or {})
         self._params, self._alive = jax.device_put((dict(params), dict(alive)))
-        graphs, _ = rendering.create_motions(spec, 0)
+        graphs, _ = rendering.motion_structure(spec)
         options = options or rendering.RasterOptions()
         intrinsics, width, height = dataset.intrinsics, dataset.width, dataset.height
 
@@ -67,7 +67,12 @@ class Head:
         self._frame, self._posed, self._deltas = jax.jit(frame), jax.jit(posed), jax.jit(deltas)
 
     @classmethod
-    def load(cls, workdir: str | Path, data: str | Path | None = None) -> "Head":
+    def load(
+        cls,
+        workdir: str | Path,
+        data: str | Path | None = None,
+        options: rendering.RasterOptions | None = None,
+    ) -> "Head":
         """The head of a run's newest good checkpoint, with its dataset (or the folder `data` in its place).
 
         Raises UserError: no checkpoint, no dataset, or a dataset whose inputs do not fit the head's networks.
@@ -81,14 +86,15 @@ class Head:
                 f"{dataset.path}: has audio windows {given[0]} and {given[1]} expression values, the head in {workdir} "
                 f"was trained on {spec.audio_shape} and {spec.expression_dim}; give the dataset it was trained on"
             )
-        _, motions = rendering.create_motions(spec, 0)
+        _, motions = rendering.motion_structure(spec)
         params = {
             name: {"gaussians": types.Gaussians(**region["gaussians"]), "motion": _motion(region, motions[name])}
             for name, region in state["params"].items()
         }
         alive = {name: pool["alive"] for name, pool in state["pools"].items()}
         run = {"workdir": str(workdir), "step": int(state["step"]), "data": str(dataset.path)}
-        return cls(spec, params, alive, dataset, run | {"trained_on_this_data": info["dataset"] == dataset.fingerprint})
+        run["trained_on_this_data"] = info["dataset"] == dataset.fingerprint
+        return cls(spec, params, alive, dataset, run, options)
 
     def render(self, condition: types.Condition, viewmat: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
         """One frame on the host, u8 [H, W, 3]: viewmat f32 [4, 4], backdrop u8 [H, W, 3] of the dataset's size."""
@@ -185,7 +191,7 @@ def _spec(stored: dict) -> rendering.HeadSpec:
 def _motion(region: Mapping, like: Mapping) -> dict:
     """A region's network parameters in the structure of `like`: a checkpoint's nested names are all strings."""
 
-    def stored(path: tuple, _leaf: jax.Array) -> np.ndarray:
+    def stored(path: tuple, _leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         node = region["motion"]
         for name in jax.tree_util.keystr(path, simple=True, separator="/").split("/"):
             node = node[name]
