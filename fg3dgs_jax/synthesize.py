@@ -8,17 +8,14 @@ back and forth without a jump where the sound is longer. The file is marked as s
 """
 
 import argparse
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from fg3dgs_jax import cli
 from fg3dgs_jax.data import audio as audio_io
-from fg3dgs_jax.data.video import write_video
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import console
+from fg3dgs_jax.inference import console, speech
 from fg3dgs_jax.inference.head import Head
 
 SOUND_RATE = 48000  # Hz, of the sound in the video
@@ -60,17 +57,6 @@ def read_sound(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return heard, kept
 
 
-def timed(frames: Iterator[np.ndarray], seconds: list[float]) -> Iterator[np.ndarray]:
-    """Passes frames through and notes how long each took to come."""
-    while True:
-        start = time.perf_counter()
-        frame = next(frames, None)
-        if frame is None:
-            return
-        seconds.append(time.perf_counter() - start)
-        yield frame
-
-
 def main(argv: list[str]) -> int:
     """The command. Returns the exit code; see `cli.run`."""
     flags = parse(argv)
@@ -83,12 +69,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--start {flags.start}: the clip has frames 0 to {head.dataset.num_frames - 1}; choose one")
     length = audio_io.num_frames(heard, fps)
     windows = head.read_windows(flags.features, length) if flags.features else head.listen(heard)
-    seconds: list[float] = []
-    frames = timed(head.speak(windows, flags.start), seconds)
-    shown = (frame for frame, _ in zip(frames, console.track(range(length), "speaking"), strict=True))
-    write_video(flags.out, shown, fps, (kept, SOUND_RATE))
-    pace = f", {1000.0 * np.median(seconds[1:]):.0f} ms a frame to render" if length > 1 else ""
-    print(f"wrote {flags.out}: {length} frames, {length / fps:.2f} s{pace}")
+    done = speech.write(flags.out, head, windows, (kept, SOUND_RATE), start=flags.start, track=console.track)
+    pace = f"{1000.0 * done.seconds_per_frame:.0f} ms a frame to render"
+    print(f"wrote {flags.out}: {done.frames} frames, {done.seconds:.2f} s, {pace}")
     return 0
 
 
