@@ -200,7 +200,6 @@ def test_any_sound_makes_a_video_of_its_length(commands, tmp_path, capsys):
         )
         assert info.has_audio
         assert len(audio_io.load_audio(out)) / 16000 == pytest.approx(info.num_frames / 25, abs=0.07)  # AAC packets
-        assert np.isfinite([p.mean() for p in video.read_frames(out)]).all()
     assert "ms a frame" in capsys.readouterr().out
 
 
