@@ -95,7 +95,8 @@ def build(seed: int) -> Shape:
     radius += 0.035 * bump(0.55, -0.15, 0.22, 0.2) - 0.13 * bump(0.92, -0.62, 0.42, 0.3)  # cheeks, jaw
     radius += 0.035 * bump(0, MOUTH, 0.24, 0.11)
     radius += 0.08 * bump(0, -0.88, 0.22, 0.15) - 0.02 * bump(0, -0.66, 0.3, 0.06)  # chin
-    radius += 0.13 * bump(1.52, -0.02, 0.14, 0.16) + hair * (0.085 + 0.02 * np.sin(9 * az + 5 * el))  # ears, hair
+    radius += 0.13 * bump(1.52, -0.02, 0.14, 0.16)  # ears
+    radius += hair * _smoothstep((el + 0.5) / 0.9) * (0.09 + 0.02 * np.sin(9 * az + 5 * el))
     radius = cv2.GaussianBlur(radius.astype(np.float32), (0, 0), 1.2)
     below = _smoothstep((MOUTH - el) / 0.1)
     maps = {
@@ -115,7 +116,7 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
 def _hair(az: np.ndarray, el: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """1 above the hairline, with a soft and slightly wavy edge."""
     knots = [0, 0.45, 0.8, 0.98, 1.12, 1.28, 1.72, 1.85, np.pi]
-    line = np.interp(np.abs(az), knots, [0.64, 0.66, 0.5, 0.12, -0.08, 0.24, 0.24, -0.55, -0.7])
+    line = np.interp(np.abs(az), knots, [0.64, 0.66, 0.5, 0.12, -0.08, 0.24, 0.24, -0.25, -0.4])
     line = line + 0.03 * np.sin(11 * az + rng.uniform(0, 6)) + 0.02 * np.sin(23 * az + rng.uniform(0, 6))
     return _smoothstep((el - line) / 0.09 + 0.5)
 

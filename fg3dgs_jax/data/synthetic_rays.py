@@ -9,6 +9,8 @@ from fg3dgs_jax.data import synthetic_head as heads
 
 SAMPLES = 2  # per pixel and axis
 HIT = 0.006  # head units; a ray this close to the surface has met it
+REACH = 1.4  # head units; all of the head lies within
+STRIDE = 0.06  # head units; a chord this short lies less than HIT under a surface as round as a head
 
 
 @dataclasses.dataclass
@@ -50,15 +52,17 @@ def cast(surface: heads.Surface, viewmat: np.ndarray, intrinsics: np.ndarray, bo
     origin = (-viewmat[:3, :3].T @ viewmat[:3, 3] / heads.UNIT).astype(np.float32)
     coarse = direction[1::4, 1::4]
     nearest = -(coarse @ origin)
-    start = nearest - np.sqrt(np.maximum(1.4**2 - (origin @ origin - nearest**2), 0))
-    distance = _march(surface, origin, coarse, start, 20, shortest=0.0)[0]
+    start = nearest - np.sqrt(np.maximum(REACH**2 - (origin @ origin - nearest**2), 0))
+    hit, distance, _, _ = _scan(surface, origin, coarse.reshape(-1, 3), start.ravel(), 2 * REACH)
+    distance = np.where(hit, distance, start.max() + 2 * REACH).reshape(start.shape)
     # The nearest of the neighbours, a little before it: never start a ray behind an edge that a neighbour sees.
-    distance = cv2.resize(cv2.erode(distance, np.ones((3, 3))), direction.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    _, gap, az, el = _march(surface, origin, direction, distance - 0.01, 3, shortest=0.5)
+    distance = cv2.resize(cv2.erode(distance, np.ones((5, 5))), direction.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    distance = distance - np.float32(0.01)
+    gap, az, el = _march(surface, origin, direction, distance, 4)
     hit = np.abs(gap) < HIT
-    again = np.nonzero(~hit & (cv2.dilate(hit.astype(np.uint8), np.ones((9, 9))) > 0))
+    again = np.nonzero(~hit & (cv2.dilate(hit.astype(np.uint8), np.ones((15, 15))) > 0))
     if len(again[0]):
-        hit[again], az[again], el[again] = _scan(surface, origin, direction[again], distance[again])
+        hit[again], _, az[again], el[again] = _scan(surface, origin, direction[again], distance[again], REACH)
     return Rays(direction, origin, hit, az, el)
 
 
@@ -73,32 +77,34 @@ def _gap(surface: heads.Surface, origin: np.ndarray, direction: np.ndarray, dist
     return length - heads.lookup(surface.radius, az, el), az, el, slope
 
 
-def _march(surface, origin, direction: np.ndarray, distance: np.ndarray, steps: int, shortest: float):
-    """Steps towards |p| = radius(p): distance, remaining gap, azimuth and elevation, maps [h, w].
+def _march(surface: heads.Surface, origin: np.ndarray, direction: np.ndarray, distance: np.ndarray, steps: int):
+    """Newton steps along rays [h, w, 3] towards |p| = radius(p): remaining gap, azimuth and elevation, maps [h, w].
 
-    Newton steps with slopes of at least `shortest`; 0 makes them short and safe instead, for the first approach.
     The slope is a ball's or, where the radius itself changes fast, the one that the last step met (secant).
     """
-    direction, distance = np.ascontiguousarray(np.moveaxis(direction, -1, 0)), distance.astype(np.float32)
+    direction = np.ascontiguousarray(np.moveaxis(direction, -1, 0))
     before, step = None, None
     for _ in range(steps):
         gap, _, _, slope = _gap(surface, origin, direction, distance)
-        if before is not None and shortest:
+        if before is not None:
             slope = np.maximum(slope, np.minimum((before - gap) / np.where(np.abs(step) < 1e-5, 1e-5, step), 6))
-        before, step = gap, gap / np.maximum(slope, shortest) if shortest else 0.6 * gap
+        before, step = gap, gap / np.maximum(slope, 0.5)
         distance = distance + step
-    return distance, *_gap(surface, origin, direction, distance)[:3]
+    return _gap(surface, origin, direction, distance)[:3]
 
 
-def _scan(surface, origin, direction: np.ndarray, distance: np.ndarray):
-    """First crossing of rays [n] that Newton steps lost at ears, hair ends and outlines: hit, azimuth, elevation."""
+def _scan(surface: heads.Surface, origin: np.ndarray, direction: np.ndarray, start: np.ndarray, length: float):
+    """Where rays [n, 3] first cross the surface, in even strides: hit, distance, azimuth, elevation, each [n].
+
+    Slow but safe: Newton steps lose their way at ears, hair ends and outlines.
+    """
     direction = direction.T[..., None]
-    distances = distance[:, None] + np.arange(-0.12, 0.5, 0.025, dtype=np.float32)
-    gap, _, _, _ = _gap(surface, origin, direction, distances)
+    distances = start[:, None] + np.arange(-0.1, length, STRIDE, dtype=np.float32)
+    gap = _gap(surface, origin, direction, distances)[0]
     crossed = gap < 0
     after = np.maximum(crossed.argmax(1), 1)
     rows = np.arange(len(gap))
     before, behind = gap[rows, after - 1], gap[rows, after]
-    met = distances[rows, after - 1] + 0.025 * np.clip(before / np.where(before == behind, 1, before - behind), 0, 1)
+    met = distances[rows, after - 1] + STRIDE * np.clip(before / np.where(before == behind, 1, before - behind), 0, 1)
     _, az, el, _ = _gap(surface, origin, direction, met[:, None])
-    return crossed.any(1), az[:, 0], el[:, 0]
+    return crossed.any(1), met, az[:, 0], el[:, 0]
