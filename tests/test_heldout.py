@@ -71,7 +71,7 @@ def test_each_frame_gets_its_own_pose_backdrop_and_condition(dataset):
     seen = []
 
     def render(condition, viewmat, backdrop):
-        seen.append((int(viewmat[0, 3]), int(backdrop[0, 0, 0]), float(condition.audio[4, 0, 0])))
+        seen.append((int(viewmat[0, 3]), int(backdrop.max()), float(condition.audio[4, 0, 0])))
         return perfect(condition, viewmat, backdrop)
 
     result = heldout.predict(dataset, render)
