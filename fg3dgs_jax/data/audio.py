@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -140,11 +141,11 @@ def save_features(path: str | Path, features: AudioFeatures) -> None:
 def load_features(path: str | Path) -> AudioFeatures:
     """Reads what `save_features` wrote. Raises UserError if the file is missing or something else."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
             values = np.asarray(data["features"], np.float32)
             if values.ndim != 3:
                 raise ValueError("not [T, A, D]")
             rest = (str(data["name"]), float(data["fps"]), int(data["sample_rate"]), str(data["sha256"]))
             return AudioFeatures(values, *rest)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} holds no audio features ({error}); run preprocess again") from error

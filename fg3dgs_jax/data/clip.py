@@ -65,8 +65,8 @@ def split_ids(num_frames: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
 
     Over two minutes: the last eleventh is the test set, as the papers have it. Shorter: five blocks spread over the
     clip, together one eleventh. Eight frames on each side of a test block are in neither set, because audio windows
-    overlap. Where guards would leave less than two thirds of the frames for training (under about nine seconds) there
-    are fewer blocks, then a narrower guard.
+    overlap. Where that would leave less than 60 % of the frames for training (under about ten seconds) there are fewer
+    blocks, then a narrower guard.
     """
     if num_frames < 2:
         raise UserError(
@@ -77,7 +77,7 @@ def split_ids(num_frames: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
         return _cut(num_frames, [(num_frames - held, num_frames)], GUARD_FRAMES)
     for blocks, guard in [(b, GUARD_FRAMES) for b in (5, 4, 3, 2, 1)] + [(1, 4), (1, 2), (1, 1), (1, 0)]:
         train, test = _cut(num_frames, _spread(num_frames, held, min(blocks, held)), guard)
-        if 3 * len(train) >= 2 * num_frames:
+        if len(train) >= 0.6 * num_frames:
             break
     return train, test
 

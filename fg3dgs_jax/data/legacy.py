@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -170,10 +171,11 @@ def _audio(path: Path, choice: str | None, rows: np.ndarray) -> tuple[str, np.nd
 def read_array(file: Path) -> np.ndarray:
     """An .npy array, or `features` of an .npz, as f32; never unpickles."""
     try:
-        content = np.load(file, allow_pickle=False)
-        array = content["features"] if isinstance(content, np.lib.npyio.NpzFile) else content
-        return np.asarray(array, np.float32)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        with file.open("rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            array = content["features"] if isinstance(content, np.lib.npyio.NpzFile) else content
+            return np.asarray(array, np.float32)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: cannot be used ({_reason(error)}); it must hold an array of audio features") from None
 
 

@@ -119,7 +119,7 @@ def _read_meta(file: Path) -> tuple[Meta, bytes]:
 
 def _read_tracks(file: Path, meta: Meta) -> tuple[Tracks, np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             tracks = Tracks(*(arrays[field.name] for field in dataclasses.fields(Tracks)))
             label_pixels = arrays["label_pixels"]
     except Exception:  # zip, zlib and numpy each have their own errors for a damaged file
