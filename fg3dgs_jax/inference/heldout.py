@@ -94,25 +94,31 @@ def find_landmarks(images: np.ndarray, models: str | Path | None) -> np.ndarray:
 
 
 def score_pixels(dataset: Dataset, heldout: Heldout) -> dict[str, np.ndarray]:
-    """Per-frame pixel scores, f64 [T] each: PSNR in dB, SSIM, box errors in grey levels of 255."""
+    """Per-frame pixel scores, f64 [T] each: PSNR in dB, box errors in grey levels of 255."""
     rows = []
     for index, prediction, truth in zip(heldout.ids.tolist(), heldout.predictions, heldout.truth, strict=True):
         head = (dataset.pictures(index).labels & types.Label.HEAD) > 0
         lips, eyes = dataset.lips_box[index], dataset.eye_boxes[index]
-        ssim, ssim_head = metrics.ssim(prediction, truth, head)
         rows.append(
             {
                 "psnr": metrics.psnr(prediction, truth),
                 "psnr_head": metrics.psnr(prediction, truth, head),
                 "psnr_mouth": metrics.psnr_boxes(prediction, truth, lips),
                 "psnr_eyes": metrics.psnr_boxes(prediction, truth, eyes),
-                "ssim": ssim,
-                "ssim_head": ssim_head,
                 "mouth_error": metrics.box_error(prediction, truth, lips),
                 "eye_error": metrics.box_error(prediction, truth, eyes),
             }
         )
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def score_similarity(dataset: Dataset, heldout: Heldout) -> dict[str, np.ndarray]:
+    """Per-frame SSIM of the whole frame and its mean over the head's pixels, f64 [T] each."""
+    rows = [
+        metrics.ssim(prediction, truth, (dataset.pictures(index).labels & types.Label.HEAD) > 0)
+        for index, prediction, truth in zip(heldout.ids.tolist(), heldout.predictions, heldout.truth, strict=True)
+    ]
+    return dict(zip(("ssim", "ssim_head"), np.array(rows).T, strict=True))
 
 
 def score_landmarks(ids: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> tuple[dict, dict]:
@@ -136,7 +142,7 @@ def score(dataset: Dataset, heldout: Heldout, models: str | Path | None = None) 
 
     `models` is a folder with MediaPipe's face_landmarker.task; without it landmark scores are named in "unavailable".
     """
-    per_frame = score_pixels(dataset, heldout)
+    per_frame = score_pixels(dataset, heldout) | score_similarity(dataset, heldout)
     overall = {"seconds_per_frame": float(np.median(heldout.seconds))}
     unavailable = {}
     try:
