@@ -33,8 +33,8 @@ class BuildExt(build_ext):
         super().build_extension(ext)
 
 
-sources = ["csrc/ffi.cc", "csrc/rasterize_cpu.cc", *(s for s, flags in ISA_FLAGS.items() if X86 or not flags)]
-headers = ["parallel.h", "rasterize.h", "rasterize_cpu.h", "rasterize_points.h", "rasterize_tiles.h", "simd.h"]
+sources = ["csrc/dssim_cpu.cc", "csrc/ffi.cc", "csrc/rasterize_cpu.cc", *(s for s, flags in ISA_FLAGS.items() if X86 or not flags)]
+headers = ["dssim.h", "parallel.h", "rasterize.h", "rasterize_cpu.h", "rasterize_points.h", "rasterize_tiles.h", "simd.h"]
 native = Pybind11Extension(
     "fg3dgs_jax._native",
     sources=sorted(sources),

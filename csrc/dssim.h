@@ -2,17 +2,15 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+
+#include "rasterize.h"
 
 namespace fg3dgs {
-
-// Runs task(0) ... task(count - 1), in any order and on any thread, and returns when all are done.
-using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
 
 // prediction, target, gradient: [height, width, channels]; loss: [1]. loss = 1 - mean SSIM over pixels and channels
 // (11-tap Gaussian window, sigma 1.5, zero-padded; data range 1); gradient = d loss / d prediction.
 // The bits of the result do not depend on the number of threads.
 void dssim(const float* prediction, const float* target, int64_t height, int64_t width, int64_t channels, float* loss,
-           float* gradient, const ParallelFor& parallel_for);
+           float* gradient, const Executor& executor);
 
 }  // namespace fg3dgs

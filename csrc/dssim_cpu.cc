@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "parallel.h"
+
 // One clone per instruction set, chosen when the module is loaded; the loops below are written to vectorise.
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
 #define FG3DGS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -109,7 +111,7 @@ class Ring {
   std::vector<float> data_;
 };
 
-struct Images {
+struct ImagePair {
   const float *prediction, *target;
   int64_t height, width, channels;
 };
@@ -118,7 +120,7 @@ struct Images {
 // everything between the images and the gradient stays in the cache.
 class Band {
  public:
-  Band(const Images& images, const Window& window)
+  Band(const ImagePair& images, const Window& window)
       : im_(images), taps_(window.taps), line_(5 * stride(), 0.0f), scratch_(9 * images.width), maps_(5, images.width),
         slopes_(3, images.width) {}
 
@@ -174,7 +176,7 @@ class Band {
                  im_.channels, gradient + at);
   }
 
-  const Images& im_;
+  const ImagePair& im_;
   const float* taps_;
   std::vector<float> line_, scratch_;
   Ring maps_, slopes_;
@@ -183,13 +185,13 @@ class Band {
 }  // namespace
 
 void dssim(const float* prediction, const float* target, int64_t height, int64_t width, int64_t channels, float* loss,
-           float* gradient, const ParallelFor& parallel_for) {
-  const Images images{prediction, target, height, width, channels};
+           float* gradient, const Executor& executor) {
+  const ImagePair images{prediction, target, height, width, channels};
   const Window window;
   const int64_t bands = (height + kBand - 1) / kBand;
   const double count = static_cast<double>(height) * width * channels;
   std::vector<double> sums(channels * bands, 0.0);
-  parallel_for(channels * bands, [&](int64_t task) {
+  parallel_for(executor, channels * bands, [&](int, int64_t task) {
     const int64_t first = task % bands * kBand;
     Band band(images, window);
     sums[task] = band.run(task / bands, first, std::min(first + kBand, height), static_cast<float>(-1.0 / count),

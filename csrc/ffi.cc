@@ -4,6 +4,7 @@
 #include <exception>
 #include <string>
 
+#include "dssim.h"
 #include "rasterize.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -76,6 +77,16 @@ ffi::Error backward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, 
   return finish(rasterize_backward(scene, rendered, cotangents, gradients, make_executor(pool)));
 }
 
+// prediction, target [h, w, c] -> loss [], d loss / d prediction [h, w, c]
+ffi::Error dssim_cpu(ffi::ThreadPool pool, F32 prediction, F32 target, OutF32 loss, OutF32 gradient) {
+  const auto dims = prediction.dimensions();
+  if (dims.size() != 3 || prediction.element_count() == 0 || target.element_count() != prediction.element_count())
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "dssim: operands have the wrong shapes");
+  fg3dgs::dssim(prediction.typed_data(), target.typed_data(), dims[0], dims[1], dims[2], loss->typed_data(),
+                gradient->typed_data(), make_executor(pool));
+  return ffi::Error::Success();
+}
+
 auto bind_forward() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
@@ -131,6 +142,8 @@ auto bind_backward() {
 
 XLA_FFI_DEFINE_HANDLER(kForwardCpu, forward_cpu, bind_forward());
 XLA_FFI_DEFINE_HANDLER(kBackwardCpu, backward_cpu, bind_backward());
+XLA_FFI_DEFINE_HANDLER(kDssimCpu, dssim_cpu,
+                       ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>());
 
 template <class Handler>
 py::capsule capsule(Handler* handler) {
@@ -142,6 +155,7 @@ py::list registrations() {
   py::list out;
   out.append(py::make_tuple("fg3dgs_rasterize_forward", "cpu", capsule(kForwardCpu)));
   out.append(py::make_tuple("fg3dgs_rasterize_backward", "cpu", capsule(kBackwardCpu)));
+  out.append(py::make_tuple("fg3dgs_dssim", "cpu", capsule(kDssimCpu)));
   return out;
 }
 

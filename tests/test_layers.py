@@ -14,12 +14,13 @@ import pytest
 import fg3dgs_jax
 
 ROOT = Path(fg3dgs_jax.__file__).parent
-BASE = {"types", "errors", "files"}
+BASE = {"types", "errors", "files", "native"}
 COMMANDS = {path.stem for path in ROOT.glob("*.py") if "def main(" in path.read_text()}
 ROOMS = {
     "types": set(),
     "errors": set(),
     "files": {"errors"},
+    "native": {"errors"},
     "rasterizer": BASE,
     "losses": BASE,
     "data": BASE,
@@ -28,7 +29,7 @@ ROOMS = {
     "inference": BASE | {"model", "losses", "data", "training.checkpoint"},
     "cli": {"errors", "training.signals"},
 }
-BINDING = "rasterizer/ffi.py"
+BINDING = "native.py"
 # What works on plain arguments can be tested, compiled and sharded anywhere.
 PLAIN_ROOMS = ("rasterizer", "model", "losses")
 WORLD = {

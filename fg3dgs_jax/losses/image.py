@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fg3dgs_jax import native
+
 SSIM_RADIUS = 5  # the usual 11-tap Gaussian window
 SSIM_SIGMA = 1.5
 SSIM_C1 = 0.01**2  # stabilisers for a data range of 1
@@ -51,9 +53,38 @@ def ssim_map(a: jax.Array, b: jax.Array) -> jax.Array:
     return luminance * (2.0 * covariance + SSIM_C2) / (variances + SSIM_C2)
 
 
-def dssim(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """1 - mean SSIM of two [H, W, C] images, in [0, 2]."""
+def dssim_reference(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """`dssim` in plain JAX: the specification of the native kernel, and the way on other devices than the CPU."""
     return 1.0 - ssim_map(prediction, target).mean()
+
+
+def dssim(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """1 - mean SSIM of two float32 [H, W, C] images, in [0, 2]. Differentiable by the prediction only."""
+    return _dssim(prediction, jax.lax.stop_gradient(target))
+
+
+@jax.custom_vjp
+def _dssim(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    return _dssim_forward(prediction, target)[0]
+
+
+def _dssim_forward(prediction: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Value and gradient in one pass, whichever platform this is lowered for."""
+    return jax.lax.platform_dependent(
+        prediction, target, cpu=_dssim_native, default=jax.value_and_grad(dssim_reference)
+    )
+
+
+def _dssim_native(prediction: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    results = [jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct(prediction.shape, jnp.float32)]
+    return native.call("fg3dgs_dssim", results, (prediction, target))
+
+
+def _dssim_backward(gradient: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    return cotangent * gradient, None
+
+
+_dssim.defvjp(_dssim_forward, _dssim_backward)
 
 
 def alpha(rendered: jax.Array, inside: jax.Array, outside: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from fg3dgs_jax import native
 from fg3dgs_jax.rasterizer import ffi, reference
 from fg3dgs_jax.types import Array, Rendered
 
@@ -121,9 +122,9 @@ def rasterize(
         return reference.rasterize(*arrays, int(width), int(height), near)
     # Inside shard_map, replicated operands become per-device ones out here, where autodiff sees the cast and sums
     # their gradients over the devices.
-    axes = ffi.varying_axes(arrays)
+    axes = native.varying_axes(arrays)
     operands = []
     for x in arrays:
-        missing = tuple(a for a in axes if a not in ffi.varying_axes([x]))
+        missing = tuple(a for a in axes if a not in native.varying_axes([x]))
         operands.append(jax.lax.pcast(x.astype(jnp.float32), missing, to="varying") if missing else x.astype(jnp.float32))
     return _native(tuple(operands), (int(width), int(height), float(near), max_pairs))

@@ -11,7 +11,7 @@ from fg3dgs_jax.training.stages import RegionTask
 
 NUM_VIEWS = 24
 AGREEMENT = 0.6  # share of the views whose mask must hold a point
-CANDIDATES = 200_000
+CANDIDATES = 40_000
 
 
 def _views(dataset: Dataset) -> np.ndarray:
