@@ -81,17 +81,20 @@ def test_imports_point_one_way(name):
         inner = target.removeprefix("fg3dgs_jax.")
         if inner == target or inner == "__version__":
             continue
-        if inner.split(".")[-1] == "_native":
-            assert name == BINDING, f"{name} loads the binary; only {BINDING} may"
-            continue
         parts = inner.split(".")
         assert allowed & {parts[0], ".".join(parts[:2])}, f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name != BINDING])
+def test_one_module_loads_the_binary(name):
+    strings = [node.value for node in ast.walk(ast.parse((ROOT / name).read_text())) if isinstance(node, ast.Constant)]
+    assert not any("fg3dgs_jax._native" in str(text) for text in [*strings, *imports(name)])
 
 
 @pytest.mark.parametrize("name", [name for name in modules() if room_of(name) in PLAIN_ROOMS])
 def test_plain_rooms_see_no_config_file_or_network(name):
     seen = {target.split(".")[0] for target in imports(name)} & WORLD
-    assert not seen or name == BINDING, f"{name} imports {seen}"
+    assert not seen, f"{name} imports {seen}"
 
 
 def run(script: str) -> str:
