@@ -177,7 +177,7 @@ def read_picture(path: Path, channels: int) -> np.ndarray:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); restore the file or make the dataset again"
         ) from None
-    # Decoders fill what is missing of a cut file with grey, so the end marks are looked for first.
+    # Some decoders fill what is missing of a cut file with grey, so the end marks are looked for first.
     whole = b"\xff\xd9" in data[-64:] if data[:2] == b"\xff\xd8" else b"IEND" in data[-64:]
     flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR, 4: cv2.IMREAD_UNCHANGED}[channels]
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if whole else None
