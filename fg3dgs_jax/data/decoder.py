@@ -133,8 +133,8 @@ def to_rgb(frame) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
-def resample_times(frames: Iterator, start: float, rate: float, fps: float) -> Iterator[tuple[int, object]]:
-    """(k, frame nearest to time start + k/fps) for k = 0, 1, ...: right for any and for varying input rates."""
+def resample_times(frames: Iterator, start: float, rate: float, fps: float) -> Iterator[tuple[int, float, object]]:
+    """(k, its own time, frame nearest to start + k/fps) for k = 0, 1, ...: right for any and for varying rates."""
     step = 1.0 / rate if rate > 0 else 1.0 / 30
     count, previous, previous_time = 0, None, 0.0
     for number, frame in enumerate(frames):
@@ -144,12 +144,12 @@ def resample_times(frames: Iterator, start: float, rate: float, fps: float) -> I
         if previous is not None and time <= previous_time:
             continue
         while previous is not None and count / fps <= (previous_time + time) / 2:
-            yield count, previous
+            yield count, previous_time, previous
             count += 1
         previous, previous_time = frame, time
     # The last frame stays for one frame's time; an output frame needs half of its own time inside.
     while previous is not None and (count + 0.5) / fps <= previous_time + step + 1e-6:
-        yield count, previous
+        yield count, previous_time, previous
         count += 1
 
 
@@ -185,18 +185,18 @@ def warn(text: str) -> None:
 
 
 def send_frames(request: dict) -> None:
-    """Frames at `fps`; `first` and `every` choose among them, `crop`, `size` and `max_side` shape them."""
+    """Frames at `fps`, from the `first` one, of these `every` so many; `crop`, `size`, `max_side` shape them."""
     container = open_container(request["path"])
     stream = video_stream(container)
     frames = decode(container, stream, warn)
     timed = resample_times(frames, start_time(stream), float(stream.average_rate or 0), request["fps"])
     last, image, sent = None, None, 0
-    for index, frame in timed:
-        if index < request.get("first", 0):
+    for index, time, frame in timed:
+        if index < request.get("first", 0) or index % request.get("every", 1):
             continue
         if frame is not last:
             image, last = transform(to_rgb(frame), request), frame
-        send({"frame": image.shape}, image)
+        send({"frame": image.shape, "time": time}, image)
         sent += 1
     if not sent and not request.get("first"):
         raise DecodeError("has a video stream in which no frame can be decoded; convert it to mp4 again")

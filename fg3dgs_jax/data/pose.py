@@ -17,7 +17,32 @@ from fg3dgs_jax.data.face import ROW_CHIN, ROW_FOREHEAD
 RIGID = np.array(
     [6, 168, 197, 195, 5, 4, 1, 19, 94, 2, 98, 327, 129, 358, 48, 278, 115, 344, 131, 360, 198, 420, 236, 456, 174, 399]
     + [188, 412, 122, 351, 196, 419, 3, 248, 51, 281, 45, 275, 33, 133, 362, 263, 130, 359, 243, 463, 10, 151, 9]
-    + [67, 109, 338, 297, 103, 332, 54, 284, 108, 337, 69, 299, 104, 333, 68, 298, 21, 251, 162, 389, 127, 356, 234, 454]
+    + [
+        67,
+        109,
+        338,
+        297,
+        103,
+        332,
+        54,
+        284,
+        108,
+        337,
+        69,
+        299,
+        104,
+        333,
+        68,
+        298,
+        21,
+        251,
+        162,
+        389,
+        127,
+        356,
+        234,
+        454,
+    ]
     + [116, 345, 117, 346, 111, 340, 123, 352, 93, 323, 143, 372, 34, 264, 227, 447]
 )
 HUBER = 2.0  # pixels at 512, where outliers start to count less
@@ -159,9 +184,7 @@ def _adjust(fit: _Fit, target: np.ndarray, weights: np.ndarray, size: int, heigh
         hessian[count, count] = (focal**2).sum()
         gradient = np.append(np.einsum("tlia,tli->la", shape, right).ravel(), (focal * right).sum())
         prior = np.append(np.full(count, frames * (SHAPE_SIGMA * height) ** -2.0), frames / FOCAL_SIGMA**2)
-        gradient += prior * np.append(
-            (start - fit.shape).ravel(), np.log(FOCAL_PRIOR * size) - fit.log_focal
-        )
+        gradient += prior * np.append((start - fit.shape).ravel(), np.log(FOCAL_PRIOR * size) - fit.log_focal)
         hessian[np.diag_indices(count + 1)] += prior
         own = np.einsum("tlia,tlib->tab", pose, pose) + 1e-9 * np.eye(6)
         cross = np.concatenate(

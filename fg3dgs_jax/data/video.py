@@ -97,18 +97,21 @@ def read_frames(
     fps: float = 25.0,
     *,
     first: int = 0,
+    every: int = 1,
     crop: tuple[int, int, int, int] | None = None,
     size: int | None = None,
     max_side: int | None = None,
     warnings: list[str] | None = None,
+    times: list[float] | None = None,
 ) -> Iterator[np.ndarray]:
     """Frames u8 [H, W, 3] RGB at a constant rate: frame k is the source frame nearest in time to k / fps.
 
-    first: leaves out that many frames. crop: (x0, y0, x1, y1) in pixels of the rotated source, may leave the image
+    first: leaves out that many frames; every: of all, takes those whose number it divides. crop: (x0, y0, x1, y1) in pixels of the rotated source, may leave the image
     (the border is replicated). size: edge of the square output; max_side: instead, shrinks to at most that side.
-    warnings: receives sentences on damaged parts that were left out. Raises UserError if nothing can be decoded.
+    warnings: receives sentences on damaged parts that were left out. times: receives when each frame
+    was really taken, in seconds from the clip's start. Raises UserError if nothing can be decoded.
     """
-    request = {"what": "frames", "fps": float(fps), "first": int(first)}
+    request = {"what": "frames", "fps": float(fps), "first": int(first), "every": int(every)}
     if crop is not None:
         request["crop"] = [int(v) for v in crop]
     if size is not None:
@@ -119,6 +122,8 @@ def read_frames(
         if "warning" in message and warnings is not None:
             warnings.append(message["warning"])
         if "frame" in message:
+            if times is not None:
+                times.append(float(message["time"]))
             yield np.frombuffer(data, np.uint8).reshape(message["frame"])
 
 
