@@ -2,6 +2,7 @@
 
 import os
 import platform
+from glob import glob
 
 import jaxlib
 from pybind11.setup_helpers import Pybind11Extension
@@ -17,7 +18,8 @@ ISA_FLAGS = {
     "csrc/rasterize_cpu_avx512.cc": ["-march=x86-64-v4"],
 }
 # No errno, no traps: without these GCC keeps square roots and selections scalar. NaN and Inf keep their meaning.
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC 12's own AVX-512 header warns
 
 
 class BuildExt(build_ext):
@@ -33,12 +35,11 @@ class BuildExt(build_ext):
         super().build_extension(ext)
 
 
-sources = ["csrc/dssim_cpu.cc", "csrc/ffi.cc", "csrc/rasterize_cpu.cc", *(s for s, flags in ISA_FLAGS.items() if X86 or not flags)]
-headers = ["dssim.h", "parallel.h", "rasterize.h", "rasterize_cpu.h", "rasterize_points.h", "rasterize_tiles.h", "simd.h"]
+sources = sorted(s for s in glob("csrc/*.cc") if X86 or not ISA_FLAGS.get(s))
 native = Pybind11Extension(
     "fg3dgs_jax._native",
-    sources=sorted(sources),
-    depends=[f"csrc/{h}" for h in [*headers, "splat_math.h"]],
+    sources=sources,
+    depends=sorted(glob("csrc/*.h")),
     include_dirs=["csrc", os.path.join(os.path.dirname(jaxlib.__file__), "include")],
     define_macros=[("FG_X86", "1")] if X86 else [],
     extra_compile_args=FLAGS,

@@ -34,6 +34,11 @@ def _native_backward(options, residuals, cotangent):
 _native.defvjp(_native_forward, _native_backward)
 
 
+def _vary(x, axes):
+    missing = tuple(a for a in axes if a not in native.varying_axes([x]))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
 def _check(means, quats, scales, opacities, colors, viewmat, intrinsics, means2d):
     """Raises ValueError or TypeError on a wrong shape or dtype, naming the argument."""
     n = means.shape[0] if means.ndim == 2 else -1
@@ -52,7 +57,8 @@ def _check(means, quats, scales, opacities, colors, viewmat, intrinsics, means2d
             raise ValueError(f"rasterize: {name} has shape {list(array.shape)}, expected {wanted} (N from means)")
     if colors.ndim == 3:
         if colors.shape[0] != n or colors.shape[1] not in SH_COUNTS or colors.shape[2] != 3:
-            raise ValueError(f"rasterize: SH colors have shape {list(colors.shape)}, expected [{n}, K, 3], K in 1, 4, 9, 16")
+            shape = list(colors.shape)
+            raise ValueError(f"rasterize: SH colors have shape {shape}, expected [{n}, K, 3], K in 1, 4, 9, 16")
     elif colors.ndim != 2 or colors.shape[0] != n or colors.shape[1] < 1:
         raise ValueError(f"rasterize: colors have shape {list(colors.shape)}, expected [{n}, C] or [{n}, K, 3]")
     for name, array in {"colors": colors, **{name: array for name, (array, _) in expected.items()}}.items():
@@ -123,8 +129,5 @@ def rasterize(
     # Inside shard_map, replicated operands become per-device ones out here, where autodiff sees the cast and sums
     # their gradients over the devices.
     axes = native.varying_axes(arrays)
-    operands = []
-    for x in arrays:
-        missing = tuple(a for a in axes if a not in native.varying_axes([x]))
-        operands.append(jax.lax.pcast(x.astype(jnp.float32), missing, to="varying") if missing else x.astype(jnp.float32))
-    return _native(tuple(operands), (int(width), int(height), float(near), max_pairs))
+    operands = tuple(_vary(x.astype(jnp.float32), axes) for x in arrays)
+    return _native(operands, (int(width), int(height), float(near), max_pairs))

@@ -1,7 +1,7 @@
 """The rasterizer's specification: pure JAX, any float dtype, differentiable by autodiff. Exact and slow.
 
-Every pixel meets every Gaussian in depth order, so there are no tiles and no capacity; one row of pixels at a time
-keeps the memory at O(width * N). EWA projection follows Zwicker et al. 2001 and Kerbl et al. 2023 (3DGS).
+Every pixel meets every Gaussian in depth order, so there are no tiles and no capacity.
+Equations: EWA splatting (Zwicker et al. 2001) as in 3D Gaussian Splatting (3DGS, Kerbl et al. 2023).
 """
 
 import jax
@@ -16,6 +16,7 @@ MAX_ALPHA = 0.99
 MIN_TRANSMITTANCE = 1e-4  # a pixel stops before the Gaussian that would take it below this
 FRAME_MARGIN = 0.15  # the Jacobian is taken at most this part of the image outside of it (3DGS)
 RADIUS_SIGMAS = 3.0
+MAX_RESIDUALS = 2**23  # pixel-Gaussian meetings that the backward pass may hold at once, some 24 bytes each
 
 
 def rotation_matrix(quats: Array) -> jax.Array:
@@ -119,17 +120,28 @@ def _radii(visible, covariance, det):
     return jnp.where(visible, radius, 0).astype(jnp.int32)
 
 
-def _composite(pixels, z, mean, conic, opacities, colors):
-    """Front-to-back compositing of P pixels [P, 2] over N sorted Gaussians: C = sum_i c_i a_i T_i and the like."""
-    d = pixels[:, None, :] - mean  # [P, N, 2]
-    a, b, c = conic[:, 0, 0], conic[:, 0, 1], conic[:, 1, 1]
-    power = -0.5 * (a * d[..., 0] ** 2 + 2 * b * d[..., 0] * d[..., 1] + c * d[..., 1] ** 2)
-    alpha = jnp.minimum(opacities * jnp.exp(power), MAX_ALPHA)
-    alpha = jnp.where(alpha >= MIN_ALPHA, alpha, 0.0)
-    after = jnp.cumprod(1 - alpha, axis=1)  # T_{i+1}
-    before = jnp.concatenate([jnp.ones_like(after[:, :1]), after], 1)[:, :-1] if z.size else after  # T_i
-    weight = jnp.where(after >= MIN_TRANSMITTANCE, alpha * before, 0.0)
-    return weight @ colors, weight.sum(1), weight @ z
+def _composite(x, y, splats):
+    """Front-to-back compositing of pixels at x [W], y [R, 1] over sorted Gaussians: C = sum_i c_i alpha_i T_i.
+
+    Returns color [R, W, C], alpha [R, W], depth [R, W]. A stopped pixel has transmittance 0.
+    """
+
+    def blend(carry, splat):
+        transmittance, color, total, depth = carry
+        z, mean, conic, opacity, rgb = splat
+        dx, dy = x - mean[0], y - mean[1]
+        power = -0.5 * (conic[0, 0] * dx * dx + 2 * conic[0, 1] * dx * dy + conic[1, 1] * dy * dy)
+        alpha = jnp.minimum(opacity * jnp.exp(power), MAX_ALPHA)
+        alpha = jnp.where(alpha >= MIN_ALPHA, alpha, 0.0)
+        after = transmittance * (1 - alpha)
+        goes_on = after >= MIN_TRANSMITTANCE
+        weight = jnp.where(goes_on, alpha * transmittance, 0.0)
+        after = jnp.where(goes_on, after, 0.0)
+        return (after, color + weight[..., None] * rgb, total + weight, depth + weight * z), None
+
+    none = jnp.zeros(jnp.broadcast_shapes(x.shape, y.shape), x.dtype)
+    start = (none + 1, jnp.zeros((*none.shape, splats[-1].shape[-1]), x.dtype), none, none)
+    return jax.lax.scan(blend, start, splats)[0][1:]
 
 
 def rasterize(
@@ -166,11 +178,11 @@ def rasterize(
     order = jnp.argsort(jnp.where(visible, z, jnp.inf), stable=True)
     drawn = jax.tree.map(lambda x: x[order], (z, mean, conic, opacities, rgb))
 
-    @jax.checkpoint
-    def row(y):
-        x = jnp.arange(width, dtype=mean.dtype) + 0.5
-        return _composite(jnp.stack([x, jnp.full_like(x, y + 0.5)], -1), *drawn)
-
-    color, alpha, depth = jax.lax.map(row, jnp.arange(height, dtype=mean.dtype))
+    # A few rows at a time, recomputed in the backward pass: otherwise it would hold every pixel of every Gaussian.
+    rows = max(1, min(height, MAX_RESIDUALS // max(1, width * means.shape[0])))
+    y = jnp.arange(-(-height // rows) * rows, dtype=mean.dtype).reshape(-1, rows, 1) + 0.5
+    x = jnp.arange(width, dtype=mean.dtype) + 0.5
+    images = jax.lax.map(jax.checkpoint(lambda y: _composite(x, y, drawn)), y)
+    color, alpha, depth = (image.reshape(-1, *image.shape[2:])[:height] for image in images)
     tiles = jnp.where(visible[:, None], hi // TILE - lo // TILE + 1, 0).astype(jnp.int32)
     return Rendered(color, alpha, depth, _radii(visible, covariance, det), jnp.sum(tiles[:, 0] * tiles[:, 1]))

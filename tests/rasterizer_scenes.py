@@ -1,0 +1,57 @@
+"""Scenes shared by the rasterizer's tests and by the processes that they start."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fg3dgs_jax.rasterizer import rasterize
+
+NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmat", "intrinsics", "means2d")
+
+
+def look(angle: float = 0.3, distance: float = 3.0) -> np.ndarray:
+    """A camera turned about the vertical axis, `distance` before the origin."""
+    viewmat = np.eye(4, dtype=np.float32)
+    viewmat[:3, :3] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
+    viewmat[:3, 3] = [0.1, -0.1, distance]
+    return viewmat
+
+
+def random_scene(n: int = 160, channels: int = 3, sh: int = 0, width: int = 70, height: int = 50, seed: int = 0):
+    """The eight operands as numpy arrays: Gaussians of 1 to 20 pixels, many overlapping, some outside the image."""
+    rng = np.random.default_rng(seed)
+    colors = rng.normal(size=(n, sh, 3)) * 0.5 if sh else rng.uniform(size=(n, channels))
+    operands = (
+        rng.uniform(-1.2, 1.2, (n, 3)),
+        rng.normal(size=(n, 4)),
+        np.exp(rng.uniform(-4, -1.5, (n, 3))),
+        rng.uniform(0.05, 1, n),
+        colors,
+        look(),
+        np.array([1.2 * width, 1.1 * width, width / 2 + 1.3, height / 2 - 0.7]),
+        0.3 * rng.normal(size=(n, 2)),
+    )
+    return tuple(np.asarray(x, np.float32) for x in operands)
+
+
+def random_cotangents(channels: int = 3, width: int = 70, height: int = 50, seed: int = 1):
+    """Cotangents of color, alpha and depth: every output of the op takes part in every gradient test."""
+    rng = np.random.default_rng(seed)
+    shapes = ((height, width, channels), (height, width), (height, width))
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+def render(operands, width: int = 70, height: int = 50, **options):
+    """`rasterize` on the eight operands."""
+    return rasterize(*operands[:7], width, height, means2d=operands[7], **options)
+
+
+def render_and_pull(operands, cotangents, width: int = 70, height: int = 50, **options):
+    """The rendering and the cotangents of the eight operands."""
+
+    def images(operands):
+        rendered = render(operands, width, height, **options)
+        return (rendered.color, rendered.alpha, rendered.depth), rendered
+
+    _, pull, rendered = jax.vjp(images, tuple(map(jnp.asarray, operands)), has_aux=True)
+    return rendered, pull(tuple(map(jnp.asarray, cotangents)))[0]
