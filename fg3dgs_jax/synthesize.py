@@ -8,6 +8,7 @@ back and forth without a jump where the sound is longer. The file is marked as s
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,9 @@ def check(flags: argparse.Namespace) -> None:
     """Refuses outputs that cannot be, before any work is done."""
     if flags.out.suffix.lower() != ".mp4":
         raise UserError(f"--out {flags.out}: is not an mp4 file; give a name that ends in .mp4")
-    if not flags.out.parent.is_dir() or flags.out.is_dir():
-        raise UserError(f"--out {flags.out}: cannot be written there; make its folder first and give a file name")
+    folder = flags.out.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or flags.out.is_dir():
+        raise UserError(f"--out {flags.out}: cannot be written there; give a file name in a folder that you may write to")
     if flags.audio.exists() and flags.out.exists() and flags.audio.samefile(flags.out):
         raise UserError(f"--out {flags.out}: is the file of --audio; give another name")
 

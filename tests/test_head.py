@@ -210,7 +210,7 @@ def test_any_sound_makes_a_video_of_its_length(commands, tmp_path, capsys):
         (["--audio=text.wav", "--out=a.mp4"], "text.wav"),
         (["--audio=empty.wav", "--out=a.mp4"], "empty.wav"),
         (["--audio=good.wav", "--out=a.avi"], "ends in .mp4"),
-        (["--audio=good.wav", "--out=nowhere/a.mp4"], "make its folder first"),
+        (["--audio=good.wav", "--out=nowhere/a.mp4"], "folder that you may write to"),
         (["--audio=good.wav", "--out=a.mp4", "--start=44"], "frames 0 to 43"),
         (["--audio=good.wav", "--out=a.mp4", "--data=nowhere"], "no such dataset"),
         (["--audio=good.wav"], "--out"),

@@ -104,7 +104,9 @@ def test_block_bootstrap_widens_with_correlated_frames():
     assert narrow.low < narrow.mean < narrow.high
     assert wide.high - wide.low > 1.6 * (narrow.high - narrow.low)  # sqrt(6) = 2.4 in expectation
     assert np.isnan(metrics.block_bootstrap([np.nan]).mean)
-    assert metrics.block_bootstrap([1.0, np.nan, 1.0]) == (1.0, 1.0, 1.0)
+    assert metrics.block_bootstrap([1.0, np.nan] * 12) == (1.0, 1.0, 1.0)
+    few = metrics.block_bootstrap([1.0, 3.0])
+    assert few.mean == 2.0 and np.isnan(few.low) and np.isnan(few.high)  # no pretended certainty
 
 
 def test_pairing_sees_a_difference_that_hides_in_the_spread():

@@ -1,5 +1,6 @@
 """What commands show: tables of scores and progress that also reads well in a log file."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -21,6 +22,7 @@ SCORES = (
     ("lip_opening_r", "lip opening, r with truth", 2, "higher"),
     ("jitter", "landmark jitter, px/frame²", 2, "near truth's"),
     ("jitter_truth", "  the truth's own", 2, ""),
+    ("frames_without_face", "predictions without a face", 0, "lower"),
     ("seconds_per_frame", "seconds per frame, median", 4, "lower"),
 )
 
@@ -48,6 +50,11 @@ def _lines(items: Sequence, name: str, console: Console) -> Iterator:
         yield item
 
 
+def _number(value: float | None, digits: int) -> str:
+    """A number as text; nothing where there is none."""
+    return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
 def score_table(report: dict) -> Table:
     """The scores of `heldout.evaluate` with their 95 % intervals; what is missing says why."""
     table = Table(title=f"{len(report['frames'])} held-out frames", title_justify="left")
@@ -55,11 +62,12 @@ def score_table(report: dict) -> Table:
         table.add_column(name, justify=justify)
     for name, label, digits, better in SCORES:
         if name in report["unavailable"]:
-            table.add_row(label, "unavailable", "", report["unavailable"][name])
+            table.add_row(label, "unavailable", "", "")
         elif name in report["summary"]:
-            low, high = report["intervals"].get(name, (None, None))
-            interval = "" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"
-            table.add_row(label, f"{report['summary'][name]:.{digits}f}", interval, better)
+            low, high = (_number(edge, digits) for edge in report["intervals"].get(name, (None, None)))
+            table.add_row(label, _number(report["summary"][name], digits), low and f"{low} to {high}", better)
+    table.caption = "; ".join(f"unavailable: {reason}" for reason in sorted(set(report["unavailable"].values())))
+    table.caption_justify = "left"
     return table
 
 
@@ -69,18 +77,12 @@ def probe_table(report: dict) -> Table:
     columns = ("condition", "LMD, px", "lip r", "mouth error", "eye error", "right is lower by", "95 % interval")
     for position, name in enumerate(columns):
         table.add_column(name, justify="right" if position else "left")
-    names = list(report["conditions"])
-    for name in [*names, *(other for other in report["reductions"] if other not in names)]:
+    names = dict.fromkeys([*report["conditions"], *report["reductions"]])
+    for name in names:
         values = report["conditions"].get(name, {})
-        cells = [
-            f"{values[key]:.2f}" if key in values else ""
-            for key in ("lmd", "lip_opening_r", "mouth_error", "eye_error")
-        ]
-        reduction = report["reductions"].get(name)
-        if reduction is None:
-            cells += ["", ""]
-        else:
-            mean, low, high = (100.0 * part for part in reduction["relative"])
-            cells += [f"{mean:.1f} % of {reduction['metric']}", f"{low:.1f} to {high:.1f}"]
-        table.add_row(name, *cells)
+        cells = [_number(values.get(key), 2) for key in ("lmd", "lip_opening_r", "mouth_error", "eye_error")]
+        reduction = report["reductions"].get(name, {"metric": "", "relative": (None, None, None)})
+        mean, low, high = (_number(part and 100.0 * part, 1) for part in reduction["relative"])
+        gain = mean and f"{mean} % of {reduction['metric'].replace('_', ' ')}"
+        table.add_row(name, *cells, gain, low and f"{low} to {high}")
     return table

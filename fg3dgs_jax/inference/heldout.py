@@ -26,6 +26,7 @@ Track = Callable[[Sequence, str], Iterable]  # passes a sequence through while s
 
 FORMAT, VERSION = "fg3dgs_jax.evaluation", 1
 OUTPUTS = ("evaluation.json", "heldout.npz", "heldout.mp4", "heldout.jpg")
+LANDMARK_SCORES = ("lmd", "lip_opening_r", "jitter")
 SHEET_FRAMES, WORST_FRAMES = 6, 3
 
 
@@ -150,8 +151,10 @@ def score(dataset: Dataset, heldout: Heldout, models: str | Path | None = None) 
         landmark_scores, landmark_overall = score_landmarks(heldout.ids, points, truth)
         per_frame |= landmark_scores
         overall |= landmark_overall
+        if overall["frames_without_face"] == len(heldout.ids):
+            unavailable = dict.fromkeys(LANDMARK_SCORES, "no face was found in any prediction")
     except UserError as reason:
-        unavailable = dict.fromkeys(("lmd", "lip_opening_r", "jitter"), str(reason))
+        unavailable = dict.fromkeys(LANDMARK_SCORES, str(reason))
     intervals = {name: metrics.block_bootstrap(values) for name, values in per_frame.items()}
     return {
         "summary": {name: interval.mean for name, interval in intervals.items()} | overall,

@@ -17,7 +17,7 @@ UPPER_INNER_LIP, LOWER_INNER_LIP = 13, 14
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % bootstrap interval."""
+    """A mean with its 95 % bootstrap interval; low and high are NaN for fewer values than two blocks."""
 
     mean: float
     low: float
@@ -126,9 +126,13 @@ def jitter(landmarks: np.ndarray, ids: np.ndarray) -> float:
 
 
 def _resampled_means(values: np.ndarray, block: int, samples: int, seed: int) -> np.ndarray:
-    """Means [samples, K] of moving-block resamples of values [T, K]: blocks keep the correlation of nearby frames."""
+    """Means [samples, K] of moving-block resamples of values [T, K]: blocks keep the correlation of nearby frames.
+
+    One row of NaN for fewer values than two blocks: a block of everything would pretend certainty.
+    """
     count = len(values)
-    block = min(block, count)
+    if count < 2 * block:
+        return np.full((1, values.shape[1]), np.nan)
     blocks = -(-count // block)
     starts = np.random.default_rng(seed).integers(0, count - block + 1, (samples, blocks))
     rows = (starts[..., None] + np.arange(block)).reshape(samples, -1)[:, :count]

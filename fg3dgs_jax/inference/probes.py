@@ -111,7 +111,7 @@ def _means(values: dict[str, np.ndarray], opening_truth: np.ndarray | None) -> d
 def _reductions(found: dict[str, dict], audio: list[str]) -> dict[str, dict]:
     """Right against: the frame-wise mean over all wrong audio, each wrong audio, the static head, wrong expressions."""
     right = found["right"]
-    metric = "lmd" if "lmd" in right else "mouth_error"
+    metric = "lmd" if np.isfinite(right.get("lmd", np.nan)).any() else "mouth_error"
     others = {"wrong audio, mean": np.mean([found[name][metric] for name in audio], axis=0)}
     others |= {name: found[name][metric] for name in [*audio, STATIC] if name in found}
     result = {name: {"metric": metric, **metrics.paired_reduction(right[metric], v)} for name, v in others.items()}
