@@ -12,18 +12,16 @@ logs, previews/ (truth left, prediction right) and, at the end, evaluation.json,
 Every field is explained in fg3dgs_jax/training/defaults.py; add --config=FILE to this --help to list them.
 """
 
-import functools
 from pathlib import Path
 
-import jax
-import numpy as np
+import rich
 from ml_collections import ConfigDict
 
 from fg3dgs_jax import cli
-from fg3dgs_jax.data import synthetic
+from fg3dgs_jax.data import audio, synthetic
 from fg3dgs_jax.data.dataset import Dataset, open_dataset
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import heldout
+from fg3dgs_jax.inference import console, heldout, speech
 from fg3dgs_jax.inference.head import Head
 from fg3dgs_jax.training import loop
 from fg3dgs_jax.training.progress import Progress
@@ -45,6 +43,7 @@ def find_dataset(config: ConfigDict, workdir: Path) -> Dataset:
 def main(argv: list[str]) -> int:
     """The command. Returns the exit code; see `cli.run`."""
     config, workdir = cli.parse_train(argv, __doc__)
+    cli.keep_memory()
     cli.enable_compilation_cache()
     dataset = find_dataset(config, workdir)
     run = loop.prepare(config, dataset, workdir)
@@ -52,12 +51,18 @@ def main(argv: list[str]) -> int:
     with Interrupt() as interrupt, Progress(workdir, run.total_steps) as progress:
         loop.train(run, interrupt, progress)
     if config.evaluate:
-        finish(workdir, dataset, config)
+        finish(workdir, config)
     return 0
 
 
-def finish(workdir: Path, dataset: Dataset, config: ConfigDict) -> None:
-    """Scores the held-out frames and lets the head speak the clip's own sound."""
+def finish(workdir: Path, config: ConfigDict) -> None:
+    """Scores the held-out frames, then lets the head speak the clip's own sound from its first frame to its last."""
+    head = Head.load(workdir)
+    report = heldout.evaluate(head.dataset, head.render, workdir, models=config.models or None, track=console.track)
+    rich.print(console.score_table(report))
+    sound = audio.load_audio(head.dataset.audio_path), audio.SAMPLE_RATE
+    speech.write(workdir / "result.mp4", head, head.own_windows(), sound, track=console.track)
+    print(f"wrote {workdir}/result.mp4, heldout.mp4, heldout.jpg and evaluation.json")
 
 
 if __name__ == "__main__":
