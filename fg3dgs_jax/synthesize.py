@@ -46,7 +46,7 @@ def check(flags: argparse.Namespace) -> None:
         raise UserError(f"--out {flags.out}: is not an mp4 file; give a name that ends in .mp4")
     folder = flags.out.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or flags.out.is_dir():
-        raise UserError(f"--out {flags.out}: cannot be written there; give a file name in a folder that you may write to")
+        raise UserError(f"--out {flags.out}: cannot be written there; give a file in a folder that you may write to")
     if flags.audio.exists() and flags.out.exists() and flags.audio.samefile(flags.out):
         raise UserError(f"--out {flags.out}: is the file of --audio; give another name")
 
