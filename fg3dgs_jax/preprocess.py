@@ -128,8 +128,8 @@ def build(flags, source: intake.Source, key: str, found, frames: intake.Cut, see
     tracks = intake.tracks(poses, seen, source.size)
     count = len(frames.times)
     train, test = clips.split_ids(count, source.fps)
-    origin = {"command": "preprocess", "key": key, "clip": source.clip.name, "crop": found.crop,
-              "pose": {"error": poses.error, "raw_error": poses.raw_error, "smoothing_frames": poses.smoothing}}  # fmt: skip
+    fit = {"error": poses.error, "raw_error": poses.raw_error, "smoothing_frames": poses.smoothing}
+    origin = {"command": "preprocess", "key": key, "clip": source.clip.name, "crop": found.crop, "pose": fit}
     meta = native.Meta(
         source.size, source.size, source.fps, count, tuple(poses.intrinsics.tolist()), face.EXPRESSION_NAMES,
         tuple(train.tolist()), tuple(test.tolist()), intake.HEAD_RADIUS, origin,
@@ -188,13 +188,13 @@ def contact_sheet(folder: Path, source, frames, seen, poses, tracks, facts: repo
     eyes = [(name, tracks.expression[:, names.index(name)], sheet.TINTS[k + 2][1])
             for k, name in enumerate(("browInnerUp", "eyeBlink", "gaze_x"))]  # fmt: skip
     sync = [("r", facts.sync, (120, 255, 160))]
-    ticks = f"frames 0 to {count - 1}"
+    ticks, lags = f"frames 0 to {count - 1}", f"lag -{report.MAX_LAG} to +{report.MAX_LAG}"
     half = [
         sheet.curves(t, width // 2, 190, title, ticks) for t, title in ((turns, "head, degrees"), (eyes, "expression"))
     ]
     strips = [
         np.hstack([sheet.curves(lips, width * 3 // 4, 190, "lips and sound", ticks),
-                   sheet.curves(sync, width // 4, 190, "sound explains lips", f"lag -{report.MAX_LAG} to +{report.MAX_LAG}")]),
+                   sheet.curves(sync, width // 4, 190, "sound explains lips", lags)]),
         np.hstack(half),
         sheet.table([(c.name, c.status, c.value, c.fix) for c in checks], width, 2),
     ]  # fmt: skip

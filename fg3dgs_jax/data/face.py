@@ -15,14 +15,14 @@ NUM_LANDMARKS, NUM_BLENDSHAPES = 478, 52
 ROW_FOREHEAD, ROW_CHIN = 10, 152
 DETECTION_SIDE = 512  # pixels; small images are enlarged to this shorter side before detection
 # The mesh points nearest to the 68 landmarks of the field: jaw, brows, nose, eyes, outer and inner lips.
-POINTS_68 = np.array(
-    [162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389]
-    + [70, 63, 105, 66, 107, 336, 296, 334, 293, 300, 168, 197, 5, 4, 98, 97, 2, 326, 327]
-    + [33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380]
-    + [61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87]
-)
-# Stand-ins for the action units 1, 2, 4, 5, 6, 7, 45 (METHOD of both papers uses OpenFace's); gaze is an addition:
-# the eyes' region moves with it, and no action unit says so.
+POINTS_68 = np.array([
+    162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389,
+    70, 63, 105, 66, 107, 336, 296, 334, 293, 300, 168, 197, 5, 4, 98, 97, 2, 326, 327,
+    33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
+    61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87,
+])  # fmt: skip
+# Stand-ins for the action units 1, 2, 4, 5, 6, 7, 45 that TG takes from OpenFace. Departure: gaze is added, because
+# the eyes' region moves with it and no action unit says so.
 EXPRESSION_NAMES = (
     "browInnerUp", "browOuterUp", "browDown", "eyeWide", "cheekSquint", "eyeSquint", "eyeBlink", "gaze_x", "gaze_y"
 )  # fmt: skip

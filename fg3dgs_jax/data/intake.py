@@ -60,7 +60,7 @@ def search(source: Source, folder: Path, track: Track) -> None:
         raise UserError(f"{source.clip}: {error}") from None
     if found.rivals > MOST_RIVALS:
         raise UserError(
-            f"{source.clip}: a second face is seen in {100 * found.rivals:.0f} % of the frames; crop the video to one person"
+            f"{source.clip}: shows a second face in {100 * found.rivals:.0f} % of the frames; crop it to one person"
         )
     (folder / "portrait.json").write_text(json.dumps(found._asdict()))
 

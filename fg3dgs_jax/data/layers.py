@@ -25,7 +25,7 @@ def push_pull(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def torso_layer(image: np.ndarray, person: np.ndarray, labels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """RGBA u8 [H, W, 4], straight alpha: neck, shoulders, clothes without the head, continued behind chin, jaw and hair.
+    """RGBA u8 [H, W, 4], straight alpha: neck, shoulders and clothes, continued behind chin, jaw and hair.
 
     image u8 [H, W, 3]; person u8 [H, W]; labels u8 [H, W]; landmarks [478, >=2] in pixels of this frame.
     """
@@ -56,11 +56,12 @@ def _raised(mask: np.ndarray, length: float) -> np.ndarray:
 def background_of(images: Sequence[np.ndarray], persons: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
     """The clip's background u8 [H, W, 3] and the share of it that was ever seen.
 
-    Each pixel is the median over the frames (u8 [H, W, 3]) in which the person (u8 [H, W]), with a margin, is elsewhere;
-    what is never seen continues smoothly from around.
+    Each pixel is the median over the frames (u8 [H, W, 3]) in which the person (u8 [H, W]), with a margin, is
+    elsewhere; what is never seen continues smoothly from around.
     """
-    margin = np.ones((max(5, round(0.02 * images[0].shape[0]) | 1),) * 2, np.uint8)
+    margin = np.ones((max(5, round(0.05 * images[0].shape[0]) | 1),) * 2, np.uint8)  # wisps of hair leave the outline
     free = np.stack([cv2.dilate(person, margin) < 25 for person in persons])
+    free &= free.sum(0) >= min(5, len(free))
     result = np.zeros(images[0].shape, np.float32)
     for row in range(0, result.shape[0], 32):  # in strips: the stack of a whole clip is large
         strip = np.stack([image[row : row + 32] for image in images]).astype(np.float32)

@@ -17,10 +17,10 @@ from fg3dgs_jax.data.face import POINTS_68, ROW_CHIN, ROW_FOREHEAD
 from fg3dgs_jax.data.models import import_mediapipe
 from fg3dgs_jax.types import Label
 
-OVAL = np.array(
-    [10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152]
-    + [148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109]
-)
+OVAL = np.array([
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,
+    148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+])  # fmt: skip
 LIPS_OUTER = np.array([61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185])
 LIPS_INNER = np.array([78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191])
 LOBES, LOBE_MARGIN = (132, 361), 0.04  # where the ears end, on the image's left and right; face heights
@@ -183,8 +183,10 @@ def label_frame(image: np.ndarray, person: np.ndarray, landmarks: np.ndarray, ha
     hair &= ~oval | forehead
     solid = person > 127
     head = _tidy(solid & low & hair, solid & (oval | ~low)) & solid
+    torso = _main_parts(solid & ~head)
+    head |= solid & ~torso  # what lies between locks of hair
     labels = head * np.uint8(Label.HEAD) | (head & hair) * np.uint8(Label.HAIR)
-    labels |= (solid & ~head) * np.uint8(Label.TORSO)
+    labels |= torso * np.uint8(Label.TORSO)
     inner = clips.polygon_mask(points[LIPS_INNER], width, height)
     inner &= np.linalg.norm(points[13] - points[14]) > 0.006 * face  # closed lips have no inside
     lips = clips.polygon_mask(points[LIPS_OUTER], width, height) & ~inner
@@ -244,3 +246,11 @@ def _tidy(low_hair: np.ndarray, rest: np.ndarray) -> np.ndarray:
         if stats[index, cv2.CC_STAT_AREA] < 0.002 * mask.size:
             mask[parts == index] = 1
     return mask.astype(bool)
+
+
+def _main_parts(mask: np.ndarray, share: float = 0.03) -> np.ndarray:
+    """The connected parts that are not small against the whole mask."""
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    large = stats[:, cv2.CC_STAT_AREA] >= share * max(np.count_nonzero(mask), 1)
+    large[0] = False
+    return large[parts]

@@ -1,4 +1,4 @@
-"""The MediaPipe model files that preprocessing needs: where they come from, their licence, and whether they are whole."""
+"""MediaPipe's model files: where they come from, their licence, and whether they are whole."""
 
 import hashlib
 from pathlib import Path

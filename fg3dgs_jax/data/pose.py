@@ -14,37 +14,12 @@ from scipy.spatial.transform import Rotation
 from fg3dgs_jax.data.face import ROW_CHIN, ROW_FOREHEAD
 
 # Landmarks of the mesh that hardly move with expression: nose, eye corners, forehead, temples, cheekbones.
-RIGID = np.array(
-    [6, 168, 197, 195, 5, 4, 1, 19, 94, 2, 98, 327, 129, 358, 48, 278, 115, 344, 131, 360, 198, 420, 236, 456, 174, 399]
-    + [188, 412, 122, 351, 196, 419, 3, 248, 51, 281, 45, 275, 33, 133, 362, 263, 130, 359, 243, 463, 10, 151, 9]
-    + [
-        67,
-        109,
-        338,
-        297,
-        103,
-        332,
-        54,
-        284,
-        108,
-        337,
-        69,
-        299,
-        104,
-        333,
-        68,
-        298,
-        21,
-        251,
-        162,
-        389,
-        127,
-        356,
-        234,
-        454,
-    ]
-    + [116, 345, 117, 346, 111, 340, 123, 352, 93, 323, 143, 372, 34, 264, 227, 447]
-)
+RIGID = np.array([
+    6, 168, 197, 195, 5, 4, 1, 19, 94, 2, 98, 327, 129, 358, 48, 278, 115, 344, 131, 360, 198, 420, 236, 456, 174, 399,
+    188, 412, 122, 351, 196, 419, 3, 248, 51, 281, 45, 275, 33, 133, 362, 263, 130, 359, 243, 463, 10, 151, 9, 67, 109,
+    338, 297, 103, 332, 54, 284, 108, 337, 69, 299, 104, 333, 68, 298, 21, 251, 162, 389, 127, 356, 234, 454,
+    116, 345, 117, 346, 111, 340, 123, 352, 93, 323, 143, 372, 34, 264, 227, 447,
+])  # fmt: skip
 HUBER = 2.0  # pixels at 512, where outliers start to count less
 FACE_HEIGHT = 0.125  # world units, hairline to chin, before the head's own size is known
 FIT_FRAMES = 200  # shape and focal length need no more; every frame gets its own pose afterwards

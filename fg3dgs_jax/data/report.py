@@ -1,4 +1,4 @@
-"""The pre-flight report of a clip: what a good talking head needs, measured, each with pass, warn or fail and the fix."""
+"""The pre-flight report of a clip: what a good talking head needs, measured; pass, warn or fail, and the fix."""
 
 import dataclasses
 
@@ -92,7 +92,7 @@ def _light(light: np.ndarray) -> list[Check]:
     good = 60 <= mean <= 215
     steady = change < 0.1
     return [
-        Check("exposure", PASS if good else WARN, f"face at {mean:.0f} of 255", "" if good else "light the face evenly"),
+        Check("exposure", PASS if good else WARN, f"face at {mean:.0f} of 255", "" if good else "light the face"),
         Check("steady light", PASS if steady else WARN, f"varies by {100 * change:.1f} %",
               "" if steady else "switch off automatic exposure; avoid moving shadows"),
     ]  # fmt: skip
@@ -133,8 +133,8 @@ def _sync(curve: np.ndarray, fps: float) -> Check:
 def sync_curve(audio: np.ndarray, opening: np.ndarray, fps: float = 25.0) -> np.ndarray:
     """Correlation of the lip opening f32 [T] with its prediction from sound, by lag in frames, f32 [2 MAX_LAG + 1].
 
-    Ridge regression from the principal components of log-mel windows, cross-validated over five contiguous blocks with a
-    guard between training and test. Lag +k: the lips at frame i are predicted from the sound around frame i + k.
+    Ridge regression from the principal components of log-mel windows, cross-validated over five contiguous blocks
+    with a guard between training and test. Lag +k: the lips at frame i are predicted from the sound around frame i + k.
     """
     frames = len(opening)
     windows = audio_io.log_mel_windows(audio, frames, fps)

@@ -39,7 +39,7 @@ def decode_in_child(path: str | Path, request: dict) -> Iterator[tuple[dict, byt
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
     command = [sys.executable, "-m", "fg3dgs_jax.data.decoder", json.dumps({**request, "path": str(path.resolve())})]
-    child = subprocess.Popen(  # noqa: S603 - a fixed command, no shell
+    child = subprocess.Popen(
         command,
         bufsize=0,
         env=environment,
@@ -106,10 +106,12 @@ def read_frames(
 ) -> Iterator[np.ndarray]:
     """Frames u8 [H, W, 3] RGB at a constant rate: frame k is the source frame nearest in time to k / fps.
 
-    first: leaves out that many frames; every: of all, takes those whose number it divides. crop: (x0, y0, x1, y1) in pixels of the rotated source, may leave the image
-    (the border is replicated). size: edge of the square output; max_side: instead, shrinks to at most that side.
-    warnings: receives sentences on damaged parts that were left out. times: receives when each frame
-    was really taken, in seconds from the clip's start. Raises UserError if nothing can be decoded.
+    first: leaves out that many frames; every: of all, takes those whose number it divides.
+    crop: (x0, y0, x1, y1) in pixels of the rotated source, may leave the image (the border is replicated).
+    size: edge of the square output; max_side: instead, shrinks to at most that side.
+    warnings: receives sentences on damaged parts that were left out.
+    times: receives when each frame was really taken, in seconds from the clip's start.
+    Raises UserError if nothing can be decoded.
     """
     request = {"what": "frames", "fps": float(fps), "first": int(first), "every": int(every)}
     if crop is not None:
