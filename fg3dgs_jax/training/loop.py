@@ -67,11 +67,11 @@ def prepare(config: ConfigDict, dataset: Dataset, workdir: Path) -> Run:
     graphs, _ = create_motions(spec, config.seed)
     run = Run(config, dataset, workdir, spec, graphs, stages.tasks(config, _crops(dataset)), found)
     for stage in found:
-        _plan(run, stage, None)
+        plan(run, stage, None)
     return run
 
 
-def _plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
+def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
     groups = {name: optim.Group(**fields.to_dict()) for name, fields in run.config.groups.items()}
     return Plan(
         spec=run.spec,
@@ -134,6 +134,10 @@ def train(run: Run, interrupt: Interrupt, track: Progress) -> TrainState:
 
 
 def _save(run: Run, state: TrainState) -> None:
+    state = jax.device_get(state)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
+        # A finite gradient under a broken learning rate; no later step could leave a checkpoint of this.
+        raise _not_finite("parameters", int(state.step))
     checkpoint.save(run.workdir, int(state.step), state, _info(run), keep=run.config.keep)
 
 
@@ -145,7 +149,7 @@ def _frames(run: Run, stage: stages.Stage, start: int) -> Iterable:
 
 def _run_segment(run, stage, state, max_pairs, interrupt, track, preview) -> tuple[TrainState, int | None]:
     """Steps of one stage at one pair capacity: to the stage's end, or until the capacity must grow."""
-    plan = _plan(run, stage, max_pairs)
+    plan = plan(run, stage, max_pairs)
     step_fn, densify_fn = make_step(plan), make_densify(plan) if stage.densify else None
     start = int(state.step)
     for step, frame in enumerate(_frames(run, stage, start), start):
@@ -159,7 +163,7 @@ def _run_segment(run, stage, state, max_pairs, interrupt, track, preview) -> tup
             if trouble == PAIRS:
                 return _more_pairs(state, max_pairs)
             if trouble:
-                raise _not_finite(plan, state)
+                raise _not_finite(plan.term_names[trouble - 1], int(state.step))
         if densifying:
             state, counts = densify_fn(state)
             metrics = {**metrics, **counts}
@@ -191,9 +195,8 @@ def _more_pairs(state: TrainState, max_pairs: int) -> tuple[TrainState, int]:
     return state.replace(trouble=jnp.zeros((), jnp.int32)), grown
 
 
-def _not_finite(plan: Plan, state: TrainState) -> UserError:
-    term = plan.term_names[int(state.trouble) - 1]
+def _not_finite(term: str, step: int) -> UserError:
     return UserError(
-        f"training stopped at step {int(state.step)}: the term {term} is not finite; the last good checkpoint is kept, "
+        f"training stopped at step {step}: the term {term} is not finite; the last good checkpoint is kept, "
         "lower the learning rates (--config.stages.*.rates) or look for a damaged frame and run the same command again."
     )

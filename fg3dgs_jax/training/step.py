@@ -162,7 +162,7 @@ def judge(plan: Plan, layers: list[Layer], state: TrainState, frame: Frame) -> t
 
 def _trouble(plan: Plan, terms: Mapping, grads: Any, pairs: jax.Array) -> jax.Array:
     """See `TrainState.trouble`. Terms are looked at in order, the gradient last."""
-    values = [terms[name] for name in plan.term_names[:-1]] + [optax.global_norm(grads)]
+    values = [terms[name] for name in plan.term_names[:-1]] + [optax.tree.norm(grads)]
     bad = ~jnp.isfinite(jnp.stack(values))
     trouble = jnp.where(bad.any(), 1 + jnp.argmax(bad), 0)
     if plan.options.max_pairs is None:

@@ -1,0 +1,10 @@
+"""What all tests share: the CPU unless told otherwise, and a compilation cache of their own."""
+
+import os
+import tempfile
+
+# Before anything imports jax. `JAX_PLATFORMS=cuda pytest -m gpu` runs the tests that need a device.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The commands under test keep compiled programs under the user's cache directory; tests leave that alone.
+_cache = tempfile.TemporaryDirectory(prefix="fg3dgs_jax_cache_")
+os.environ["XDG_CACHE_HOME"] = _cache.name
