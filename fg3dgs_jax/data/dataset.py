@@ -52,11 +52,11 @@ class Dataset:
 
     def frame(self, index: int) -> types.Frame:
         """Frame `index` as numpy: pictures u8, condition windows zero-padded at the clip's ends."""
-        index = int(index)
-        clip = self.clip
+        index, clip = int(index), self.clip
+        place = np.array(index, np.int32)
         image, backdrop, labels = self.pictures(index)
         return types.Frame(
-            index=np.int32(index), image=image, backdrop=backdrop, labels=labels, viewmat=clip.viewmats[index],
+            index=place, image=image, backdrop=backdrop, labels=labels, viewmat=clip.viewmats[index],
             intrinsics=clip.intrinsics, condition=clips.condition(clip.audio_features, clip.expression, index),
             lips_box=clip.lips_box[index], eye_boxes=clip.eye_boxes[index],
         )  # fmt: skip

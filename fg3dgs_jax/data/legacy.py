@@ -225,7 +225,10 @@ def _labels(parsing: np.ndarray, teeth: np.ndarray | None, landmarks: np.ndarray
         Label.HEAD: head, Label.HAIR: hair & ~inner, Label.LIPS: outer_lips & head & ~inner, Label.INNER_MOUTH: inner,
         Label.EYES: eyes & head, Label.TORSO: (red ^ green) & ~blue & ~inner,
     }  # fmt: skip
-    return sum(np.where(mask, np.uint8(bit), np.uint8(0)) for bit, mask in bits.items())
+    labels = np.zeros((height, width), np.uint8)
+    for bit, mask in bits.items():
+        labels[mask] |= np.uint8(bit)
+    return labels
 
 
 def _extent(reader, present: np.ndarray, viewmats: np.ndarray, intrinsics: np.ndarray) -> float:

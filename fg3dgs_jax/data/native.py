@@ -145,15 +145,23 @@ def _require_files(path: Path, num_frames: int) -> None:
 
 
 def _read_features(path: Path, choice: str | None, meta: Meta) -> tuple[str, np.ndarray]:
-    file = path / "audio_features.npz" if choice is None else Path(choice)
-    if choice is not None and not choice.endswith((".npy", ".npz")):
+    """Name and windows f32 [T, A, D]: the folder's own, a file's, or those of a front end run on audio.wav."""
+    own = path / "audio_features.npz"
+    if choice is None:
+        file = own
+    elif choice.endswith((".npy", ".npz")):
+        file = Path(choice)
+    elif audio_io.load_features(own).name == choice:
+        file = own
+    else:
         file = path / f"audio_features_{choice}.npz"
         if not file.exists():
-            return choice, _fit(
-                audio_io.features(choice, audio_io.load_audio(path / "audio.wav"), meta.fps), file, meta
-            )
-    features = _fit(legacy.read_array(file), file, meta)
-    return (audio_io.load_features(file).name if file.suffix == ".npz" else file.stem), features
+            sound = audio_io.load_audio(path / "audio.wav")
+            return choice, audio_io.features(choice, sound, meta.fps, meta.num_frames).values
+    if file.suffix == ".npy":
+        return file.stem, _fit(legacy.read_array(file), file, meta)
+    features = audio_io.load_features(file)
+    return features.name, _fit(features.values, file, meta)
 
 
 def _fit(features: np.ndarray, file: Path, meta: Meta) -> np.ndarray:

@@ -3,6 +3,7 @@ nothing. Shuffled epochs, and TalkingGaussian's incremental sampling (TG Eq. 6) 
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -29,7 +30,8 @@ class Curriculum:
     def window(self, step: int) -> tuple[float, float]:
         """(lower, upper) at a step within [start, stop)."""
         part = (step - self.start) / (self.stop - self.start)
-        return tuple(first + (last - first) * part for first, last in (self.lower, self.upper))
+        lower, upper = (first + (last - first) * part for first, last in (self.lower, self.upper))
+        return lower, upper
 
     def steps_before(self, step: int) -> int:
         """How many steps before `step` belong to this curriculum."""
@@ -65,7 +67,7 @@ class FrameSampler:
     """
 
     def __init__(self, ids: Sequence[int], seed: int, curricula: Sequence[Curriculum] = (),
-                 metrics: Mapping[str, np.ndarray] | None = None):  # fmt: skip
+                 metrics: Mapping[str, np.ndarray] = MappingProxyType({})):  # fmt: skip
         self.ids = np.asarray(ids, np.int64)
         if not len(self.ids):
             raise UserError("no frame is left to train on; check the dataset's train split and its masks")

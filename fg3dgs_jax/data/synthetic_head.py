@@ -63,7 +63,8 @@ def angles() -> tuple[np.ndarray, np.ndarray]:
     """Azimuth and elevation of every map entry, f32 [ROWS, COLS] each."""
     az = ((np.arange(COLS) + 0.5) / COLS * 2 - 1) * np.pi
     el = ((np.arange(ROWS) + 0.5) / ROWS - 0.5) * np.pi
-    return tuple(grid.astype(np.float32) for grid in np.meshgrid(az, el))
+    columns, rows = np.meshgrid(az.astype(np.float32), el.astype(np.float32))
+    return columns, rows
 
 
 def lookup(table: np.ndarray, az: np.ndarray, el: np.ndarray) -> np.ndarray:
@@ -74,7 +75,7 @@ def lookup(table: np.ndarray, az: np.ndarray, el: np.ndarray) -> np.ndarray:
     return cv2.remap(table, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def direction(az: np.ndarray, el: np.ndarray) -> np.ndarray:
+def direction(az: np.ndarray | float, el: np.ndarray | float) -> np.ndarray:
     """Unit vectors [..., 3]."""
     return np.stack([np.sin(az) * np.cos(el), np.sin(el), np.cos(az) * np.cos(el)], -1)
 
@@ -164,7 +165,7 @@ def eye_curves(face: Face, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (high + (-low - high) * face.blink) * arch, -low * arch
 
 
-def points_on(surface: Surface, az: np.ndarray, el: np.ndarray) -> np.ndarray:
+def points_on(surface: Surface, az: np.ndarray | float, el: np.ndarray | float) -> np.ndarray:
     """World points [n, 3] of the surface at angles [n]."""
     az, el = (np.atleast_2d(np.asarray(angle, np.float32)) for angle in (az, el))
     return (UNIT * lookup(surface.radius, az, el)[..., None] * direction(az, el))[0]
