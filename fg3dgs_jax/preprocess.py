@@ -65,13 +65,13 @@ def open_source(flags: argparse.Namespace) -> intake.Source:
     """Checks clip, models, packages and the output folder before any work. Raises UserError."""
     if not flags.clip.is_file():
         raise UserError(f"{flags.clip}: no such file; check the path of the clip")
-    found = [models.find_model(flags.models, model) for model in (models.LANDMARKS, models.PERSON)]
-    models.import_mediapipe()
     check_out(flags.out)
     audio_io.features(flags.audio_features, np.zeros(audio_io.SAMPLE_RATE, np.float32))
-    source = intake.Source(flags.clip, *found, flags.size, flags.fps, video.probe(flags.clip))
-    intake.check_source(source)
-    return source
+    info = video.probe(flags.clip)
+    intake.check_header(flags.clip, info)
+    found = [models.find_model(flags.models, model) for model in (models.LANDMARKS, models.PERSON)]
+    models.import_mediapipe()
+    return intake.Source(flags.clip, *found, flags.size, flags.fps, info)
 
 
 def check_out(out: Path) -> None:

@@ -91,7 +91,9 @@ def decode(container, stream, warn: Callable[[str], None]) -> Iterator:
     packets = container.demux(stream)
     while True:
         try:
-            frames = next(packets).decode()
+            packet = next(packets)
+            broken += packet.is_corrupt  # cut short: a decoder would make up the rest of the picture
+            frames = [] if packet.is_corrupt else packet.decode()
         except StopIteration:
             break
         except FFmpegError as error:

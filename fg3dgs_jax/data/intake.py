@@ -40,12 +40,12 @@ class Source:
         return max(1, math.ceil(self.info.duration * self.fps))
 
 
-def check_source(source: Source) -> None:
+def check_header(clip: Path, info: video.VideoInfo) -> None:
     """Refuses what the header already shows to be unfit. Raises UserError."""
-    if not source.info.has_audio:
-        raise UserError(f"{source.clip}: has no audio track; give a video with the sound of the speech")
-    if 0 < source.info.duration < LEAST_SECONDS:
-        _too_short(source, source.info.duration)
+    if not info.has_audio:
+        raise UserError(f"{clip}: has no audio track; give a video with the sound of the speech")
+    if 0 < info.duration < LEAST_SECONDS:
+        _too_short(clip, info.duration)
 
 
 def search(source: Source, folder: Path, track: Track) -> None:
@@ -79,15 +79,15 @@ def cut(source: Source, crop: tuple[int, int, int, int], folder: Path, track: Tr
         data = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
         (folder / f"{index:06d}.png").write_bytes(data.tobytes())
     if len(times) < LEAST_SECONDS * source.fps:
-        _too_short(source, len(times) / source.fps)
+        _too_short(source.clip, len(times) / source.fps)
     sound = audio_io.load_audio(source.clip, warnings=warnings)
     sound = sound[: math.ceil(len(times) * audio_io.SAMPLE_RATE / source.fps)]
     np.save(folder / "audio.npy", sound)
     (folder / "times.json").write_text(json.dumps({"times": times, "warnings": warnings}))
 
 
-def _too_short(source: Source, seconds: float) -> None:
-    raise UserError(f"{source.clip}: lasts {seconds:.1f} s; give a clip of at least {LEAST_SECONDS:.0f} s")
+def _too_short(clip: Path, seconds: float) -> None:
+    raise UserError(f"{clip}: lasts {seconds:.1f} s; give a clip of at least {LEAST_SECONDS:.0f} s")
 
 
 def _endless(items: Iterable) -> Iterator:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from fg3dgs_jax.data import clip as clips
 from fg3dgs_jax.data.face import POINTS_68, ROW_CHIN, ROW_FOREHEAD
@@ -97,7 +98,7 @@ def colour_bins(image: np.ndarray) -> np.ndarray:
 
 def hair_prior(axes: FaceAxes, low: np.ndarray, oval: np.ndarray) -> np.ndarray:
     """How likely hair is by place alone, f32 [H, W]: low on face, ears and neck, falling with the distance below."""
-    under_chin = np.exp(-((axes.across / 0.25) ** 2)) * (axes.down > -0.15)
+    under_chin = np.exp(-((axes.across / 0.33) ** 2)) * (axes.down > -0.15)
     sides = 0.5 / (1.0 + np.exp((axes.down - 0.4) / 0.1)) * np.exp(-np.clip(np.abs(axes.across) - 0.6, 0, None) / 0.2)
     high = np.where(oval, 0.25, np.where(axes.down > -1.2, 0.5, 0.8))
     return np.where(low, sides * (1 - 0.9 * under_chin) + 1e-3, high).astype(np.float32)
@@ -109,7 +110,7 @@ def hair_posterior(ratio: np.ndarray, prior: np.ndarray, low: np.ndarray, face: 
     length = max(3, round(0.2 * face))
     for _ in range(2):
         above = cv2.blur(posterior, (5, length), anchor=(-1, length - 1))
-        posterior = np.where(low, _posterior(ratio, prior * (0.2 + 1.6 * above)), posterior)
+        posterior = np.where(low, _posterior(ratio, prior * (0.2 + 1.4 * above)), posterior)
     return posterior.astype(np.float32)
 
 
@@ -143,7 +144,7 @@ def learn_hair(images: list[np.ndarray], persons: list[np.ndarray], landmarks: n
                 posterior = hair_posterior(ratio[cells], *place)
                 weight[0] *= ratio[cells] > 0.4  # bald places and ears
                 weight[0] += 0.5 * open_region * np.clip(2 * posterior - 1, 0, 1)
-                weight[1] += 0.5 * open_region * np.clip(1 - 2 * posterior, 0, 1) * (place[0] < 0.3)
+                weight[1] += 0.5 * open_region * np.clip(1 - 2 * posterior, 0, 1) * (place[0] < 0.35)
             for row in range(2):
                 counts[row] += np.bincount(cells.ravel(), weight[row].ravel(), BINS**3)
         if counts[0].sum() < 200 * len(frames):  # hardly any hair to learn from
@@ -154,10 +155,10 @@ def learn_hair(images: list[np.ndarray], persons: list[np.ndarray], landmarks: n
 
 
 def _spread(density: np.ndarray) -> np.ndarray:
+    """Colours that the seeds hardly hold go with the nearest colours that they do."""
     cube = density.reshape(BINS, BINS, BINS)
-    for axis in range(3):
-        cube = (np.roll(cube, 1, axis) + 2 * cube + np.roll(cube, -1, axis)) / 4
-    return cube.ravel() + 1e-6
+    near, far = (gaussian_filter(cube, sigma, mode="constant") for sigma in (0.7, 2.5))
+    return (0.8 * near + 0.2 * far).ravel() + 1e-6
 
 
 def _posterior(ratio: np.ndarray, prior: np.ndarray) -> np.ndarray:
@@ -185,6 +186,7 @@ def label_frame(image: np.ndarray, person: np.ndarray, landmarks: np.ndarray, ha
     head = _tidy(solid & low & hair, solid & (oval | ~low)) & solid
     torso = _main_parts(solid & ~head)
     head |= solid & ~torso  # what lies between locks of hair
+    hair |= low & ~oval
     labels = head * np.uint8(Label.HEAD) | (head & hair) * np.uint8(Label.HAIR)
     labels |= torso * np.uint8(Label.TORSO)
     inner = clips.polygon_mask(points[LIPS_INNER], width, height)
