@@ -1,6 +1,6 @@
 """Everything that a full run does, in seconds and at no quality: for tests and for trying a change.
 
-    python -m fg3dgs_jax.train --config=configs/tiny.py --workdir=/tmp/tiny
+python -m fg3dgs_jax.train --config=configs/tiny.py --workdir=/tmp/tiny
 """
 
 import importlib.util

@@ -3,18 +3,17 @@
     python -m fg3dgs_jax.train --config=configs/demo.py
         makes a procedural talking head, trains on it, scores held-out frames, writes runs/demo/result.mp4
     python -m fg3dgs_jax.train --config=configs/fg3dgs.py --config.data=DIR --workdir=RUN
-        trains on a folder from `python -m fg3dgs_jax.preprocess`, or one in the AD-NeRF / ER-NeRF / TalkingGaussian layout
+        trains on a folder from `preprocess`, or one in the AD-NeRF / ER-NeRF / TalkingGaussian layout
     ... --config.schedule_scale=0.2
         shortens every stage in proportion; any other field of the config is set the same way
 
-Run the same command again to continue a run that was stopped or killed. RUN/ holds checkpoints, metrics.jsonl, TensorBoard
-logs, previews/ (truth left, prediction right) and, at the end, evaluation.json, heldout.mp4 and result.mp4.
+Run the same command again to continue a run that was stopped or killed. RUN/ holds checkpoints, metrics.jsonl,
+TensorBoard logs, previews/ (truth left, prediction right) and, at the end, evaluation.json, heldout.mp4 and result.mp4.
 Every field is explained in fg3dgs_jax/training/defaults.py; add --config=FILE to this --help to list them.
 """
 
 from pathlib import Path
 
-import rich
 from ml_collections import ConfigDict
 
 from fg3dgs_jax import cli
@@ -59,7 +58,7 @@ def finish(workdir: Path, config: ConfigDict) -> None:
     """Scores the held-out frames, then lets the head speak the clip's own sound from its first frame to its last."""
     head = Head.load(workdir)
     report = heldout.evaluate(head.dataset, head.render, workdir, models=config.models or None, track=console.track)
-    rich.print(console.score_table(report))
+    console.show(console.score_table(report))
     sound = audio.load_audio(head.dataset.audio_path), audio.SAMPLE_RATE
     speech.write(workdir / "result.mp4", head, head.own_windows(), sound, track=console.track)
     print(f"wrote {workdir}/result.mp4, heldout.mp4, heldout.jpg and evaluation.json")

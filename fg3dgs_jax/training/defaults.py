@@ -1,4 +1,4 @@
-"""Every field of a config with its default and its meaning. A file in `configs/` starts from here and says what differs.
+"""Every field of a config, its default and its meaning. A file in `configs/` starts from here and says what differs.
 
 Any field is set on the command line: `--config.stages.motion.steps=20000 --config.regions.face.capacity=8192`.
 Steps are those of a full run; `schedule_scale` shortens all of them in proportion.
@@ -78,7 +78,8 @@ def base() -> ConfigDict:
             "stages": {},
             "sh_degree": 2,
             "sh_every": 1_000,  # steps per additional degree
-            # Groups of parameters: a regex for their paths, exactly one of which must match each. `per_extent` rates are multiplied by the head's radius.
+            # Groups of parameters: a regex for their paths, exactly one of which must match each.
+            # `per_extent` rates are multiplied by the head's radius.
             "groups": {
                 "means": {"pattern": r".*/gaussians/means", "decay": 0.0, "per_extent": True},
                 "quats": {"pattern": r".*/gaussians/quats", "decay": 0.0, "per_extent": False},

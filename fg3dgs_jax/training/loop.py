@@ -15,13 +15,14 @@ from fg3dgs_jax.data.dataset import Dataset, prefetch
 from fg3dgs_jax.data.sampling import FrameSampler
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.model import gaussians as pool_lib
-from fg3dgs_jax.model.render import HeadSpec, RasterOptions, create_motions
+from fg3dgs_jax.model.render import HeadSpec, RasterOptions, create_motions, motion_structure
 from fg3dgs_jax.training import checkpoint, optim, seeds, stages
 from fg3dgs_jax.training.previews import Preview
 from fg3dgs_jax.training.progress import Progress
 from fg3dgs_jax.training.signals import Interrupt, Stopped
 from fg3dgs_jax.training.state import PAIRS, TrainState
 from fg3dgs_jax.training.step import Plan, make_densify, make_step
+from fg3dgs_jax.types import Gaussians
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,8 @@ class Run:
 def _crops(dataset: Dataset) -> dict[str, int]:
     """Edge in pixels of the square that holds every frame's boxes of a kind with a margin, a multiple of 16."""
     eyes = np.asarray(dataset.eye_boxes)
-    spans = {
-        "lips": np.asarray(dataset.lips_box)[:, None],
-        "eyes": np.stack([eyes[..., 0].min(1), eyes[..., 1].max(1), eyes[..., 2].min(1), eyes[..., 3].max(1)], -1)[:, None],
-    }
+    both = np.stack([f(eyes[..., a], axis=1) for a, f in enumerate((np.min, np.max, np.min, np.max))], -1)
+    spans = {"lips": np.asarray(dataset.lips_box)[:, None], "eyes": both[:, None]}
     limit = min(dataset.width, dataset.height)
     crops = {}
     for kind, boxes in spans.items():
@@ -64,14 +63,16 @@ def prepare(config: ConfigDict, dataset: Dataset, workdir: Path) -> Run:
     if not found:
         raise UserError("--config.schedule: names no stage; a run needs at least one.")
     spec = stages.head_spec(config, dataset.audio_features.shape[1:], dataset.expression.shape[1], dataset.extent)
-    graphs, _ = create_motions(spec, config.seed)
+    graphs, shapes = motion_structure(spec)
     run = Run(config, dataset, workdir, spec, graphs, stages.tasks(config, _crops(dataset)), found)
-    for stage in found:
-        plan(run, stage, None)
+    fields = {field.name: 0 for field in dataclasses.fields(Gaussians)}
+    for path in optim.paths({name: {"gaussians": fields, "motion": shapes[name]} for name in config.layers}):
+        optim.group_of(path, plan(run, found[0], None).rates.groups)
     return run
 
 
 def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
+    """What `make_step` needs for a stage; `max_pairs` None: as many as it takes."""
     groups = {name: optim.Group(**fields.to_dict()) for name, fields in run.config.groups.items()}
     return Plan(
         spec=run.spec,
@@ -120,9 +121,10 @@ def _info(run: Run) -> dict:
 
 def train(run: Run, interrupt: Interrupt, track: Progress) -> TrainState:
     """Runs or continues the run to its end and returns the final state. Raises Stopped once saved on request."""
-    restored = checkpoint.restore_latest(run.workdir, first_state(run), expect=_info(run))
-    state = first_state(run) if restored is None else jax.tree.map(jnp.asarray, restored[0])
+    state = first_state(run)
+    restored = checkpoint.restore_latest(run.workdir, state, expect=_info(run))
     if restored is not None:
+        state = jax.tree.map(jnp.asarray, restored[0])
         log.info("continuing from step %d", int(state.step))
     preview = Preview(run.spec, run.graphs, run.dataset, run.workdir)
     max_pairs = run.config.rasterizer.max_pairs or None
@@ -149,8 +151,8 @@ def _frames(run: Run, stage: stages.Stage, start: int) -> Iterable:
 
 def _run_segment(run, stage, state, max_pairs, interrupt, track, preview) -> tuple[TrainState, int | None]:
     """Steps of one stage at one pair capacity: to the stage's end, or until the capacity must grow."""
-    plan = plan(run, stage, max_pairs)
-    step_fn, densify_fn = make_step(plan), make_densify(plan) if stage.densify else None
+    rules = plan(run, stage, max_pairs)
+    step_fn, densify_fn = make_step(rules), make_densify(rules) if stage.densify else None
     start = int(state.step)
     for step, frame in enumerate(_frames(run, stage, start), start):
         state, metrics = step_fn(state, jax.device_put(frame))
@@ -163,7 +165,7 @@ def _run_segment(run, stage, state, max_pairs, interrupt, track, preview) -> tup
             if trouble == PAIRS:
                 return _more_pairs(state, max_pairs)
             if trouble:
-                raise _not_finite(plan.term_names[trouble - 1], int(state.step))
+                raise _not_finite(rules.term_names[trouble - 1], int(state.step))
         if densifying:
             state, counts = densify_fn(state)
             metrics = {**metrics, **counts}

@@ -49,7 +49,7 @@ def group_of(path: str, groups: Mapping[str, Group]) -> str:
     """The one group whose pattern matches the path in full."""
     found = [name for name, group in groups.items() if re.fullmatch(group.pattern, path)]
     if len(found) != 1:
-        raise UserError(f"--config.groups: the parameter {path} belongs to {found or 'no group'}; it needs exactly one.")
+        raise UserError(f"--config.groups: the parameter {path} belongs to {found or 'no group'}, not to one.")
     return found[0]
 
 

@@ -20,7 +20,7 @@ def _views(dataset: Dataset) -> np.ndarray:
     return ids[np.linspace(0, len(ids) - 1, min(NUM_VIEWS, len(ids))).astype(int)]
 
 
-def _project(points: np.ndarray, viewmat: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+def project(points: np.ndarray, viewmat: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     """World points f64 [N, 3] to pixels f64 [N, 2]."""
     camera = points @ viewmat[:3, :3].T + viewmat[:3, 3]
     fx, fy, cx, cy = intrinsics
@@ -65,7 +65,7 @@ def seed_points(dataset: Dataset, task: RegionTask, count: int, seed: int) -> tu
     points = np.concatenate([centre + half * rng.uniform(-1.0, 1.0, (share, 3)) for centre, half in cubes])
     votes, colors = np.zeros(len(points)), np.zeros((len(points), 3))
     for i in ids:
-        pixels = _project(points, dataset.viewmats[i].astype(np.float64), dataset.intrinsics)
+        pixels = project(points, dataset.viewmats[i].astype(np.float64), dataset.intrinsics)
         image, _, labels = dataset.pictures(int(i))
         inside = ((labels & task.include) != 0) & ((labels & task.exclude) == 0)
         cols = np.clip(pixels[:, 0], 0, labels.shape[1] - 1).astype(int)

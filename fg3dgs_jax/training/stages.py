@@ -13,6 +13,7 @@ from fg3dgs_jax.data.sampling import Curriculum
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.losses.terms import FRAME_TERMS, REGION_TERMS
 from fg3dgs_jax.model.hashgrid import GridSpec
+from fg3dgs_jax.model.motion import KINDS
 from fg3dgs_jax.model.render import HeadSpec, RegionSpec
 from fg3dgs_jax.types import Label
 
@@ -156,6 +157,8 @@ def head_spec(config: ConfigDict, audio_shape: tuple[int, int], expression_dim: 
     regions = []
     for name in config.layers:
         region = config.regions[name]
+        if region.motion not in KINDS:
+            raise UserError(f"--config.regions.{name}.motion: {region.motion!r} is none of {', '.join(KINDS)}.")
         grid = GridSpec(
             levels=region.grid.levels,
             min_resolution=region.grid.min_resolution,

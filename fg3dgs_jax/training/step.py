@@ -67,9 +67,7 @@ def _crop(images: tuple[jax.Array, ...], boxes: jax.Array, edge: int) -> tuple[j
     row = jnp.clip(middle[0] - edge // 2, 0, height - min(edge, height))
     col = jnp.clip(middle[1] - edge // 2, 0, width - min(edge, width))
     size = (min(edge, height), min(edge, width))
-    return tuple(
-        jax.lax.dynamic_slice(x, (row, col) + (0,) * (x.ndim - 2), size + x.shape[2:]) for x in images
-    )
+    return tuple(jax.lax.dynamic_slice(x, (row, col) + (0,) * (x.ndim - 2), size + x.shape[2:]) for x in images)
 
 
 def region_view(
