@@ -32,7 +32,7 @@ ffi::Error make_scene(F32 means, F32 quats, F32 scales, F32 opacities, F32 color
   const bool good = size(means) == 3 * n && size(quats) == 4 * n && size(scales) == 3 * n && size(means2d) == 2 * n &&
                     size(viewmat) == 16 && size(intrinsics) == 4 && (dims.size() == 2 || sh) && dims[0] == n &&
                     (!sh || (dims[2] == 3 && (dims[1] == 1 || dims[1] == 4 || dims[1] == 9 || dims[1] == 16))) &&
-                    dims[1] > 0 && width > 0 && height > 0 && width <= 65535 && height <= 65535 && n < (1LL << 31);
+                    dims[1] > 0 && width > 0 && height > 0 && width <= 65535 && height <= 65535 && n < (1LL << 29);
   if (!good) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rasterize: operands have the wrong shapes");
   *s = {means.typed_data(),      quats.typed_data(),     scales.typed_data(),
         opacities.typed_data(),  colors.typed_data(),    viewmat.typed_data(),

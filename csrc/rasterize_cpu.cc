@@ -192,13 +192,19 @@ void scatter_to_tiles(Work& w, Workspace& ws, const uint64_t* order, int64_t vis
     for (int64_t i = visible * range / ranges, end = visible * (range + 1) / ranges; i < end; ++i) {
       const auto slot = static_cast<uint32_t>(order[i]);
       const Box b = w.boxes[slot];
-      for (int64_t y = b.y0; y <= b.y1; ++y)
-        for (int64_t x = b.x0; x <= b.x1; ++x) visit(y * w.tiles_x + x, slot);
+      const int width = b.x1 - b.x0 + 1, count = width * (b.y1 - b.y0 + 1);
+      int tile = b.y0 * w.tiles_x + b.x0;
+      for (int k = 0, x = 0; k < count; ++k) {  // one loop: its end is hard enough to predict
+        visit(tile, slot);
+        const bool wraps = ++x == width;
+        tile += wraps ? w.tiles_x - width + 1 : 1;
+        x = wraps ? 0 : x;
+      }
     }
   };
   parallel_for(executor, ranges, [&](int, int64_t range) {
     int64_t* mine = counts + range * tiles;
-    for_tiles(range, [mine](int64_t tile, uint32_t) { ++mine[tile]; });
+    for_tiles(range, [mine](int tile, uint32_t) { ++mine[tile]; });
   });
   int64_t total = 0;
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -212,7 +218,7 @@ void scatter_to_tiles(Work& w, Workspace& ws, const uint64_t* order, int64_t vis
   w.tile_start[tiles] = total;
   parallel_for(executor, ranges, [&](int, int64_t range) {
     int64_t* mine = counts + range * tiles;
-    for_tiles(range, [&](int64_t tile, uint32_t slot) { w.tile_items[mine[tile]++] = slot; });
+    for_tiles(range, [&](int tile, uint32_t slot) { w.tile_items[mine[tile]++] = slot; });
   });
 }
 

@@ -24,24 +24,17 @@ inline float as_float(int32_t i) {
   return x;
 }
 
-// p[stride * index[l]] in lane l.
-inline vf gather(const float* p, int stride, const int64_t* index) {
-  alignas(64) float a[kWidth];
-  for (int l = 0; l < kWidth; ++l) a[l] = p[stride * index[l]];
-  return load(a);
-}
-
 // The inputs of a vector of Gaussians.
 struct Lanes {
   vf mean[3], quat[4], scale[3], offset[2];
 };
 
-inline Lanes gather_lanes(const Scene& s, const int64_t* index) {
+inline Lanes gather_lanes(const Scene& s, vi index) {
   Lanes in;
-  for (int i = 0; i < 3; ++i) in.mean[i] = gather(s.means + i, 3, index);
-  for (int i = 0; i < 4; ++i) in.quat[i] = gather(s.quats + i, 4, index);
-  for (int i = 0; i < 3; ++i) in.scale[i] = gather(s.scales + i, 3, index);
-  for (int i = 0; i < 2; ++i) in.offset[i] = gather(s.means2d + i, 2, index);
+  for (int i = 0; i < 3; ++i) in.mean[i] = gather(s.means + i, 3 * index);
+  for (int i = 0; i < 4; ++i) in.quat[i] = gather(s.quats + i, 4 * index);
+  for (int i = 0; i < 3; ++i) in.scale[i] = gather(s.scales + i, 3 * index);
+  for (int i = 0; i < 2; ++i) in.offset[i] = gather(s.means2d + i, 2 * index);
   return in;
 }
 
@@ -149,11 +142,10 @@ inline void project_chunk(const Work& w, int64_t chunk, int32_t* radii) {
   if (radii) std::memset(radii + begin, 0, (end - begin) * sizeof(int32_t));
   int64_t slot = begin, pairs = 0;
   for (int64_t first = begin; first < end; first += kWidth) {
-    int64_t index[kWidth];
-    for (int l = 0; l < kWidth; ++l) index[l] = first + l < end ? first + l : end - 1;
-    const vf opacity = gather(s.opacities, 1, index);
-    uint32_t lanes = bits((opacity >= kMinAlpha) & finite(opacity));
-    if (end - first < kWidth) lanes &= (1u << (end - first)) - 1;
+    const vi next = lane_numbers() + static_cast<int32_t>(first), last = vi{} + static_cast<int32_t>(end - 1);
+    const vi index = next < last ? next : last;
+    const vf opacity = gather(s.opacities, index);
+    uint32_t lanes = bits((opacity >= kMinAlpha) & finite(opacity) & (next <= last));
     if (!lanes) continue;
     const Lanes in = gather_lanes(s, index);
     const Projection<vf> o = project(cam, in.mean, in.quat, in.scale);
@@ -233,7 +225,7 @@ inline ScreenGradient<vf> screen_gradient(const Projection<vf>& o, const float (
   return g;
 }
 
-inline void scatter(float* p, int stride, const int64_t* index, int count, vf v) {
+inline void scatter(float* p, int64_t stride, const int32_t* index, int count, vf v) {
   alignas(64) float a[kWidth];
   store(a, v);
   for (int l = 0; l < count; ++l) p[stride * index[l]] = a[l];
@@ -268,16 +260,13 @@ inline void add_camera(const PointGradient<vf>& g, const vf* center, vi mask, Ca
 inline void unproject_lanes(const Work& w, const Camera& cam, const Gradients& out, int64_t chunk, int64_t slot,
                             int count, CameraSums* camera) {
   const Scene& s = *w.scene;
-  int64_t index[kWidth];
-  alignas(64) int32_t in_use[kWidth];
-  for (int l = 0; l < kWidth; ++l) {
-    index[l] = w.ids[slot + (l < count ? l : count - 1)];
-    in_use[l] = l < count ? -1 : 0;
-  }
-  vi mask;
-  std::memcpy(&mask, in_use, sizeof mask);
+  alignas(64) int32_t ids[kWidth];
+  for (int l = 0; l < kWidth; ++l) ids[l] = w.ids[slot + (l < count ? l : count - 1)];
+  vi index;
+  std::memcpy(&index, ids, sizeof index);
+  const vi mask = lane_numbers() < count;
   const Lanes in = gather_lanes(s, index);
-  const vf opacity = gather(s.opacities, 1, index);
+  const vf opacity = gather(s.opacities, index);
   const Projection<vf> o = project(cam, in.mean, in.quat, in.scale);
   Directions dir;
   if (s.sh_count) find_directions(cam, s.sh_count, in.mean, &dir);
@@ -287,18 +276,18 @@ inline void unproject_lanes(const Work& w, const Camera& cam, const Gradients& o
   for (int l = 0; l < count; ++l) {
     const float* row = sum_pairs(w, chunk, slot + l);
     for (int i = 0; i < 7; ++i) sums[i][l] = row[i];
-    color_gradients(s, dir, l, index[l], w.records + (slot + l) * w.stride, row + 7, out.colors, basis_gradient);
+    color_gradients(s, dir, l, ids[l], w.records + (slot + l) * w.stride, row + 7, out.colors, basis_gradient);
   }
   const ScreenGradient<vf> screen = screen_gradient(o, sums);
   const PointGradient<vf> g = unproject(cam, in.mean, o, screen);
   vf through[3] = {zero(), zero(), zero()};
   if (s.sh_count) direction_gradient(s.sh_count, dir, basis_gradient, through);
-  for (int i = 0; i < 3; ++i) scatter(out.means + i, 3, index, count, g.mean[i] + through[i]);
-  for (int i = 0; i < 4; ++i) scatter(out.quats + i, 4, index, count, g.quat[i]);
-  for (int i = 0; i < 3; ++i) scatter(out.scales + i, 3, index, count, g.scale[i]);
-  scatter(out.means2d, 2, index, count, screen.x);
-  scatter(out.means2d + 1, 2, index, count, screen.y);
-  scatter(out.opacities, 1, index, count, load(sums[0]) / opacity);
+  for (int i = 0; i < 3; ++i) scatter(out.means + i, 3, ids, count, g.mean[i] + through[i]);
+  for (int i = 0; i < 4; ++i) scatter(out.quats + i, 4, ids, count, g.quat[i]);
+  for (int i = 0; i < 3; ++i) scatter(out.scales + i, 3, ids, count, g.scale[i]);
+  scatter(out.means2d, 2, ids, count, screen.x);
+  scatter(out.means2d + 1, 2, ids, count, screen.y);
+  scatter(out.opacities, 1, ids, count, load(sums[0]) / opacity);
   add_camera(g, through, mask, camera);
 }
 

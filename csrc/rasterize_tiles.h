@@ -31,7 +31,7 @@ FG_INLINE uint32_t touched_blocks(const float* rec, float tile_x, float tile_y) 
     const vf best_x = clamp(near_y * rec[kSlopeX], x0, x1), best_y = clamp(near_x * rec[kSlopeY], y0, y1);
     const vf e0 = near_x * (near_x * rec[kA] + best_y * rec[kB]) + best_y * best_y * rec[kC];
     const vf e1 = best_x * (best_x * rec[kA] + near_y * rec[kB]) + near_y * near_y * rec[kC];
-    mask |= bits(max(e0, e1) >= threshold) << (j * kWidth);
+    mask |= bits_at_least(max(e0, e1), threshold) << (j * kWidth);
   }
   return mask;
 }
@@ -52,7 +52,6 @@ struct Splat {
 // alpha of one Gaussian on a register of pixels (0 where skipped), and what it leaves of the transmittance.
 struct Layer {
   vf dx, dy, exponent, alpha, weight, left;
-  vi drawn;
 };
 
 FG_INLINE Layer blend_layer(const Splat& g, int part, int block, vf transmittance) {
@@ -61,14 +60,12 @@ FG_INLINE Layer blend_layer(const Splat& g, int part, int block, vf transmittanc
   o.dy = g.y[part] + kBlockY[block];
   o.exponent = o.dx * (g.a * o.dx + g.b * o.dy) + (g.c * o.dy * o.dy + g.level);
   const vf alpha = exp2(min(o.exponent, broadcast(kLog2MaxAlpha)));
-  const vf weight = alpha * transmittance;
-  const vf left = transmittance - weight;
-  const vi in = o.exponent >= kLog2MinAlpha;
-  const vi stops = in & (left < kMinTransmittance);  // also where it has stopped before
-  o.drawn = in & (left >= kMinTransmittance);
-  o.alpha = o.drawn ? alpha : zero();
-  o.weight = o.drawn ? weight : zero();
-  o.left = stops ? zero() : (o.drawn ? left : transmittance);
+  o.alpha = o.exponent >= kLog2MinAlpha ? alpha : zero();
+  o.weight = o.alpha * transmittance;
+  const vf left = transmittance - o.weight;
+  const vi goes_on = left >= kMinTransmittance;  // also false where it has stopped before
+  o.weight = goes_on ? o.weight : zero();
+  o.left = goes_on ? left : zero();
   return o;
 }
 
@@ -136,51 +133,67 @@ FG_INLINE void deinterleave4(const float* in, int channels, float* planes) {
   }
 }
 
+// visit(its place in plane 0, x, y, how many are inside the image) for each row of four pixels of a tile.
+template <class Visit>
+FG_INLINE void for_quads(const TileView& t, const Visit& visit) {
+  for (int y = 0; y < kTile; ++y)
+    for (int x = 0; x < kTile; x += 4) {
+      const int inside = y < t.height ? t.width - x : 0;
+      visit(t.block((y / 4) * 4 + x / 4) + (y % 4) * 4, x, y, inside < 4 ? inside : 4);
+    }
+}
+
 // Copies `channels` planes from plane `first` on to an image, or back. Pixels outside the image read as 0.
 template <int C>
 inline void write_planes(const TileView& t, int first, int channels, int image_width, float* image) {
-  for (int y = 0; y < t.height; ++y)
-    for (int x = 0; x < t.width; x += 4) {
-      const float* p = t.block((y / 4) * 4 + x / 4) + first * kBlockLanes + (y % 4) * 4;
-      float* out = image + (int64_t{t.y + y} * image_width + t.x + x) * channels;
-      if (x + 4 <= t.width) {
-        interleave4<C>(p, channels, out);
-      } else {
-        for (int l = 0; l < t.width - x; ++l)
-          for (int c = 0; c < channels; ++c) out[l * channels + c] = p[c * kBlockLanes + l];
-      }
-    }
+  for_quads(t, [&](const float* p, int x, int y, int inside) {
+    p += first * kBlockLanes;
+    float* out = image + (int64_t{t.y + y} * image_width + t.x + x) * channels;
+    if (inside == 4) return interleave4<C>(p, channels, out);
+    for (int l = 0; l < inside; ++l)
+      for (int c = 0; c < channels; ++c) out[l * channels + c] = p[c * kBlockLanes + l];
+  });
 }
 
 template <int C>
 inline void read_planes(const TileView& t, int first, int channels, int image_width, const float* image) {
-  for (int y = 0; y < kTile; ++y)
-    for (int x = 0; x < kTile; x += 4) {
-      float* p = t.block((y / 4) * 4 + x / 4) + first * kBlockLanes + (y % 4) * 4;
-      const float* in = image + (int64_t{t.y + y} * image_width + t.x + x) * channels;
-      if (y < t.height && x + 4 <= t.width) {
-        deinterleave4<C>(in, channels, p);
-      } else {
-        const int inside = y < t.height ? t.width - x : 0;
-        for (int l = 0; l < 4; ++l)
-          for (int c = 0; c < channels; ++c) p[c * kBlockLanes + l] = l < inside ? in[l * channels + c] : 0.0f;
-      }
-    }
+  for_quads(t, [&](float* p, int x, int y, int inside) {
+    p += first * kBlockLanes;
+    const float* in = image + (int64_t{t.y + y} * image_width + t.x + x) * channels;
+    if (inside == 4) return deinterleave4<C>(in, channels, p);
+    for (int l = 0; l < 4; ++l)
+      for (int c = 0; c < channels; ++c) p[c * kBlockLanes + l] = l < inside ? in[l * channels + c] : 0.0f;
+  });
 }
 
 // Transmittance 1 inside the image and 0 outside (plane 0); one bit per block that has a pixel inside.
 inline uint32_t open_tile(const TileView& t) {
   uint32_t live = 0;
-  for (int b = 0; b < 16; ++b) {
-    float* p = t.block(b);
-    for (int l = 0; l < kBlockLanes; ++l) {
-      const bool inside = (b % 4) * 4 + l % 4 < t.width && (b / 4) * 4 + l / 4 < t.height;
-      p[l] = inside ? 1.0f : 0.0f;
-      if (inside) live |= 1u << b;
-    }
-  }
+  for_quads(t, [&](float* p, int x, int y, int inside) {
+    for (int l = 0; l < 4; ++l) p[l] = l < inside ? 1.0f : 0.0f;
+    live |= (inside > 0 ? 1u : 0u) << (y / 4 * 4 + x / 4);
+  });
   return live;
 }
+
+// The next few Gaussians of a tile and the blocks that each touches, found ahead of blending: the processor then
+// guesses the loops over blocks better, and waits for no record.
+struct Batch {
+  static constexpr int kSize = 32;
+  int count;
+  const float* records[kSize];
+  uint32_t blocks[kSize];
+
+  FG_INLINE void find(const Work& w, const TileView& t, const uint32_t* items, int64_t left, uint32_t live) {
+    count = left < kSize ? static_cast<int>(left) : kSize;
+    const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
+    for (int i = 0; i < count; ++i) {
+      records[i] = w.records + int64_t{items[i]} * w.stride;
+      if (i + 4 < left) __builtin_prefetch(w.records + int64_t{items[i + 4]} * w.stride);
+      blocks[i] = touched_blocks(records[i], tile_x, tile_y) & live;
+    }
+  }
+};
 
 // Planes: transmittance, alpha, depth, colours. C = 0: any number of channels.
 template <int C>
@@ -194,28 +207,29 @@ void blend_tile(const Work& w, const Images& out, int tile, float* scratch) {
   const uint32_t* end = w.tile_items + w.tile_start[tile + 1];
   const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
 
-  for (const uint32_t* item = items; item < end && live; ++item) {
-    const float* rec = w.records + int64_t{*item} * w.stride;
-    if (item + 4 < end) __builtin_prefetch(w.records + int64_t{item[4]} * w.stride);
-    uint32_t blocks = touched_blocks(rec, tile_x, tile_y) & live;
-    if (!blocks) continue;
-    const Splat g(rec, tile_x, tile_y);
-    for (; blocks; blocks &= blocks - 1) {
-      const int b = __builtin_ctz(blocks);
-      uint32_t open = 0;
-      for (int j = 0; j < kParts; ++j) {
-        float* p = t.block(b) + j * kWidth;
-        const Layer o = blend_layer(g, j, b, load(p));
-        open |= bits(o.left > 0.0f);
-        store(p, o.left);
-        store(p + kBlockLanes, load(p + kBlockLanes) + o.weight);
-        store(p + 2 * kBlockLanes, load(p + 2 * kBlockLanes) + o.weight * rec[kZ]);
-        for (int c = 0; c < channels; ++c) {
-          float* q = p + (3 + c) * kBlockLanes;
-          store(q, load(q) + o.weight * rec[kHeader + c]);
+  Batch batch;
+  for (; items < end && live; items += batch.count) {
+    batch.find(w, t, items, end - items, live);
+    for (int i = 0; i < batch.count; ++i) {
+      const float* rec = batch.records[i];
+      const Splat g(rec, tile_x, tile_y);
+      for (uint32_t blocks = batch.blocks[i]; blocks; blocks &= blocks - 1) {
+        const int b = __builtin_ctz(blocks);
+        uint32_t open = 0;
+        for (int j = 0; j < kParts; ++j) {
+          float* p = t.block(b) + j * kWidth;
+          const Layer o = blend_layer(g, j, b, load(p));
+          open |= bits_at_least(o.left, broadcast(kMinTransmittance));
+          store(p, o.left);
+          store(p + kBlockLanes, load(p + kBlockLanes) + o.weight);
+          store(p + 2 * kBlockLanes, load(p + 2 * kBlockLanes) + o.weight * rec[kZ]);
+          for (int c = 0; c < channels; ++c) {
+            float* q = p + (3 + c) * kBlockLanes;
+            store(q, load(q) + o.weight * rec[kHeader + c]);
+          }
         }
+        if (!open) live &= ~(1u << b);
       }
-      if (!open) live &= ~(1u << b);
     }
   }
   write_planes<1>(t, 1, 1, s.width, out.alpha);
@@ -290,8 +304,8 @@ FG_INLINE uint32_t backward_layer(const Splat& g, const float* rec, int channels
   }
   const vf rest = load(p + kBlockLanes) - o.weight * gain;
   const vf dalpha = transmittance * gain - rest * reciprocal(1.0f - o.alpha);
-  const vf uncapped = o.exponent < kLog2MaxAlpha ? o.alpha : zero();
-  const vf v = dalpha * uncapped;  // d loss / d log(alpha)
+  const vi varies = (o.exponent < kLog2MaxAlpha) & (o.left > 0.0f);  // neither capped nor stopped
+  const vf v = varies ? dalpha * o.alpha : zero();                    // d loss / d log(alpha)
   const vf vx = v * o.dx, vy = v * o.dy;
   sums[0] += v;
   sums[1] += vx;
@@ -301,7 +315,15 @@ FG_INLINE uint32_t backward_layer(const Splat& g, const float* rec, int channels
   sums[5] += vy * o.dy;
   store(p, o.left);
   store(p + kBlockLanes, rest);
-  return bits(o.left > 0.0f);
+  return bits_at_least(o.left, broadcast(kMinTransmittance));
+}
+
+// Where the gradient of the pair of a slot and a tile lies.
+FG_INLINE float* pair_gradient(const Work& w, const TileView& t, uint32_t slot, const float* rec) {
+  const int32_t box = as_int(rec[kBox0]);
+  const int x = t.x / kTile - (box & 0xffff), y = t.y / kTile - (box >> 16 & 0xffff);
+  const int64_t pair = w.chunk_pairs[slot / kChunk] + as_int(rec[kOffset]) + int64_t{y} * as_int(rec[kBoxW]) + x;
+  return w.pair_gradients + pair * w.pair_stride;
 }
 
 template <int C>
@@ -313,31 +335,28 @@ void blend_tile_backward(const Work& w, const ConstImages& rendered, const Const
   uint32_t live = open_tile_backward<C>(s, t, channels, rendered, cotangents);
   vf fixed_sums[C ? 7 + C : 1];
   vf* const sums = C ? fixed_sums : reinterpret_cast<vf*>(scratch + 16 * kBlockLanes * t.planes);
+  const uint32_t* items = w.tile_items + w.tile_start[tile];
   const uint32_t* end = w.tile_items + w.tile_start[tile + 1];
   const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
 
-  for (const uint32_t* item = w.tile_items + w.tile_start[tile]; item < end; ++item) {
-    const float* rec = w.records + int64_t{*item} * w.stride;
-    if (item + 4 < end) __builtin_prefetch(w.records + int64_t{item[4]} * w.stride);
-    const int32_t box = as_int(rec[kBox0]);
-    const int64_t pair = w.chunk_pairs[*item / kChunk] + as_int(rec[kOffset]) +
-                         int64_t{t.y / kTile - (box >> 16 & 0xffff)} * as_int(rec[kBoxW]) + (t.x / kTile - (box & 0xffff));
-    float* out = w.pair_gradients + pair * w.pair_stride;
-    uint32_t blocks = live ? touched_blocks(rec, tile_x, tile_y) & live : 0;
-    if (!blocks) {
-      std::memset(out, 0, sizeof(float) * w.pair_stride);
-      continue;
+  Batch batch;
+  for (; items < end; items += batch.count) {
+    batch.find(w, t, items, end - items, live);
+    for (int i = 0; i < batch.count; ++i) {
+      const float* rec = batch.records[i];
+      float* out = pair_gradient(w, t, items[i], rec);
+      uint32_t blocks = batch.blocks[i];
+      for (int c = 0; c < count; ++c) sums[c] = zero();
+      const Splat g(rec, tile_x, tile_y);
+      for (; blocks; blocks &= blocks - 1) {
+        const int b = __builtin_ctz(blocks);
+        uint32_t open = 0;
+        for (int j = 0; j < kParts; ++j)
+          open |= backward_layer<C>(g, rec, channels, j, b, t.block(b) + j * kWidth, sums);
+        if (!open) live &= ~(1u << b);
+      }
+      for (int c = 0; c < count; c += kWidth) store(out + c, sum_lanes<kWidth>(sums + c, count - c));
     }
-    for (int i = 0; i < count; ++i) sums[i] = zero();
-    const Splat g(rec, tile_x, tile_y);
-    for (; blocks; blocks &= blocks - 1) {
-      const int b = __builtin_ctz(blocks);
-      uint32_t open = 0;
-      for (int j = 0; j < kParts; ++j)
-        open |= backward_layer<C>(g, rec, channels, j, b, t.block(b) + j * kWidth, sums);
-      if (!open) live &= ~(1u << b);
-    }
-    for (int i = 0; i < count; i += kWidth) store(out + i, sum_lanes<kWidth>(sums + i, count - i));
   }
 }
 

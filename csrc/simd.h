@@ -54,6 +54,34 @@ FG_INLINE uint32_t bits(vi mask) {
 #endif
 }
 
+// bits(a >= b) without the detour through a vector.
+FG_INLINE uint32_t bits_at_least(vf a, vf b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GE_OQ);
+#else
+  return bits(a >= b);
+#endif
+}
+
+// p[index[l]] in lane l.
+FG_INLINE vf gather(const float* p, vi index) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vf>(_mm512_i32gather_ps(reinterpret_cast<__m512i>(index), p, 4));
+#elif defined(__AVX2__)
+  return reinterpret_cast<vf>(_mm256_i32gather_ps(p, reinterpret_cast<__m256i>(index), 4));
+#else
+  vf v;
+  for (int l = 0; l < kWidth; ++l) v[l] = p[index[l]];
+  return v;
+#endif
+}
+
+FG_INLINE vi lane_numbers() {
+  vi v;
+  for (int l = 0; l < kWidth; ++l) v[l] = l;
+  return v;
+}
+
 // As on x86: the second operand where either is NaN.
 FG_INLINE vf min(vf a, vf b) {
 #if defined(__AVX512F__)
