@@ -3,11 +3,14 @@
     python tests/kill_resume.py                   20 kills of configs/tiny.py, some minutes
     python tests/kill_resume.py --kills 100 --config configs/demo.py
 
-Each round starts the same command, waits a random time and sends SIGKILL; a run that finishes before its kill is
-compared and a new one begun. Then one run is sent SIGTERM: it must save, exit with 75 and continue to the same result.
+Each round starts the same command and sends SIGKILL: one in four at a random moment of its start, the others a moment
+after a random number of steps, so that a slow machine is killed in training and in saving too. A run that finishes
+before its kill is compared and a new one begun. Then runs are sent SIGTERM and SIGINT: they must save, exit with 75 and
+continue to the same result.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -27,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 def start(config: str, workdir: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "fg3dgs_jax.train", f"--config={config}", f"--workdir={workdir}"]
     # Often, so that kills land in saves too; the pictures and scores after training do not concern this test.
-    command += ["--config.save_every=7", "--config.evaluate=False"]
+    command += ["--config.save_every=7", "--config.log_every=1", "--config.evaluate=False"]
     log = (workdir.parent / "train.log").open("a")
     with log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -66,22 +69,41 @@ def compare(workdir: Path, expected: dict[str, bytes], what: str) -> None:
     print(f"{what}: all {len(expected)} arrays equal", flush=True)
 
 
-def kill_rounds(config: str, workdir: Path, expected: dict[str, bytes], kills: int, seconds: float) -> None:
+def steps_logged(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for_a_moment(process: subprocess.Popen, workdir: Path, startup: float) -> None:
+    """Returns at a random moment of the run, or when it ends."""
+    if random.random() < 0.25:
+        pause = random.uniform(0.0, startup)
+    else:
+        target = steps_logged(workdir) + random.randint(1, 25)
+        while process.poll() is None and steps_logged(workdir) < target:
+            time.sleep(0.01)
+        pause = random.uniform(0.0, 0.3)  # into the next steps, or into a save
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(pause)
+
+
+def kill_rounds(config: str, workdir: Path, expected: dict[str, bytes], kills: int, startup: float) -> None:
     done, finished = 0, 0
     while done < kills:
         process = start(config, workdir)
-        try:
-            process.wait(random.uniform(0.0, seconds))
-            if process.returncode:
-                raise SystemExit(f"training ended with exit code {process.returncode}; see {workdir.parent}/train.log")
-            finished += 1
-            compare(workdir, expected, f"finished run {finished} after {done} kills")
-            shutil.rmtree(workdir)
-        except subprocess.TimeoutExpired:
+        wait_for_a_moment(process, workdir, startup)
+        if process.poll() is None:
             process.kill()
             process.wait()
             done += 1
-            print(f"kill {done} of {kills}, checkpoints {checkpoint.steps(workdir)}", flush=True)
+            saved, logged = checkpoint.steps(workdir)[:1], steps_logged(workdir)
+            print(f"kill {done} of {kills}: {logged} steps logged, newest checkpoint {saved}", flush=True)
+        elif process.returncode:
+            raise SystemExit(f"training ended with exit code {process.returncode}; see {workdir.parent}/train.log")
+        else:
+            finished += 1
+            compare(workdir, expected, f"finished run {finished} after {done} kills")
+            shutil.rmtree(workdir)
     finish(config, workdir)
     compare(workdir, expected, f"after {kills} kills")
 
@@ -112,7 +134,7 @@ def main() -> None:
         expected = final_bits(root / "whole")
         seconds = finish(flags.config, root / "again")  # with a warm compilation cache, as every later run
         compare(root / "again", expected, f"a second run, {seconds:.0f} s")
-        kill_rounds(flags.config, root / "killed", expected, flags.kills, seconds)
+        kill_rounds(flags.config, root / "killed", expected, flags.kills, seconds / 2)
         for signum in (signal.SIGTERM, signal.SIGINT):
             stop_and_continue(flags.config, root / signum.name, expected, signum)
 
