@@ -22,7 +22,7 @@ RIGID = np.array([
 ])  # fmt: skip
 HUBER = 2.0  # pixels at 512, where outliers start to count less
 FACE_HEIGHT = 0.125  # world units, hairline to chin, before the head's own size is known
-FIT_FRAMES = 200  # shape and focal length need no more; every frame gets its own pose afterwards
+FIT_FRAMES = 150  # shape and focal length need no more; every frame gets its own pose afterwards
 SHAPE_SIGMA = 0.04  # prior on the shape, as a share of the face height: MediaPipe's depth is rough
 FOCAL_PRIOR, FOCAL_SIGMA = 2.4, 0.35  # focal length / image size, and the deviation of its logarithm
 # Chosen by optical flow at the landmarks of a lively clip: pose differences between frames disagree with the flow by
@@ -53,7 +53,7 @@ class _Fit:
 
     def project(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pixels [T, L, 2], rotated points [T, L, 3] and camera points [T, L, 3]."""
-        turned = np.einsum("tij,lj->tli", self.rotation, self.shape)
+        turned = self.shape @ self.rotation.swapaxes(1, 2)
         points = turned + self.translation[:, None]
         return np.exp(self.log_focal) * points[..., :2] / points[..., 2:] + self.centre, turned, points
 
@@ -78,7 +78,7 @@ def solve_poses(landmarks: np.ndarray, size: int, times: np.ndarray, centre: np.
     for _ in range(3):
         weights = _adjust(part, points[chosen, :, :2], weights, size, height)
     fit.shape, fit.log_focal = part.shape, part.log_focal
-    for _ in range(6):
+    for _ in range(4):
         _step_poses(fit, points[..., :2], weights, size)
     smooth, raw_error, error, frames = _smooth(fit, points[..., :2], weights, size, times[found])
     return _poses(smooth, height, times, found, raw_error, error, frames)
@@ -86,41 +86,35 @@ def solve_poses(landmarks: np.ndarray, size: int, times: np.ndarray, centre: np.
 
 def _start(all_points: np.ndarray, points: np.ndarray, size: int, centre: np.ndarray) -> tuple[_Fit, float]:
     """Mean shape by generalised Procrustes alignment, axes set by eyes and chin, poses by similarity."""
-    reference = all_points[len(all_points) // 2]
-    for _ in range(4):
-        aligned = np.stack([_apply(_similarity(frame[RIGID], reference[RIGID]), frame) for frame in all_points])
+    some = all_points[np.unique(np.linspace(0, len(all_points) - 1, FIT_FRAMES).round().astype(int))]
+    reference = some[len(some) // 2]
+    for _ in range(3):
+        scale, rotation, offset = _similarity(some[:, RIGID], reference[RIGID])
+        aligned = scale[:, None, None] * some @ rotation.swapaxes(1, 2) + offset[:, None]
         reference = np.median(aligned, axis=0)
     across = reference[263] - reference[33]
     down = reference[ROW_CHIN] - reference[ROW_FOREHEAD]
     x = across / np.linalg.norm(across)
     y = down - x * (down @ x)
     y /= np.linalg.norm(y)
-    axes = np.stack([x, y, np.cross(x, y)])
-    reference = (reference - reference[RIGID].mean(0)) @ axes.T
+    reference = (reference - reference[RIGID].mean(0)) @ np.stack([x, y, np.cross(x, y)]).T
     shape, height = reference[RIGID], float(np.linalg.norm(reference[ROW_CHIN] - reference[ROW_FOREHEAD]))
     focal = FOCAL_PRIOR * size
-    rotations, translations = [], []
-    for frame in points:
-        scale, rotation, offset = _similarity(shape, frame)
-        depth = focal / scale
-        rotations.append(rotation)
-        translations.append([*(offset[:2] - centre) / scale, depth])
-    return _Fit(np.array(rotations), np.array(translations), shape, float(np.log(focal)), centre), height
+    scale, rotation, offset = _similarity(np.broadcast_to(shape, points.shape), points)
+    translation = np.concatenate([offset[:, :2] - centre, np.full((len(points), 1), focal)], 1) / scale[:, None]
+    return _Fit(rotation, translation, shape, float(np.log(focal)), centre), height
 
 
-def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Scale s, rotation R, offset o with target = s R source + o in least squares (Umeyama)."""
-    a, b = source - source.mean(0), target - target.mean(0)
-    u, d, vt = np.linalg.svd(b.T @ a)
-    sign = np.array([1, 1, np.sign(np.linalg.det(u @ vt))])
-    rotation = (u * sign) @ vt
-    scale = float((d * sign).sum() / (a**2).sum())
-    return scale, rotation, target.mean(0) - scale * rotation @ source.mean(0)
-
-
-def _apply(transform: tuple[float, np.ndarray, np.ndarray], points: np.ndarray) -> np.ndarray:
-    scale, rotation, offset = transform
-    return scale * points @ rotation.T + offset
+def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scales [T], rotations [T, 3, 3], offsets [T, 3] with target = s R source + o in least squares (Umeyama)."""
+    target = np.broadcast_to(target, source.shape)
+    a, b = source - source.mean(1, keepdims=True), target - target.mean(1, keepdims=True)
+    u, _, vt = np.linalg.svd(b.swapaxes(1, 2) @ a)
+    u[:, :, 2] *= np.sign(np.linalg.det(u @ vt))[:, None]
+    rotation = u @ vt
+    scale = np.einsum("tij,tij->t", b, a @ rotation.swapaxes(1, 2)) / (a**2).sum((1, 2))
+    moved = scale[:, None] * (rotation @ source.mean(1)[..., None])[..., 0]
+    return scale, rotation, target.mean(1) - moved
 
 
 def _jacobians(fit: _Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -131,7 +125,7 @@ def _jacobians(fit: _Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     by_point[..., 0, 0] = by_point[..., 1, 1] = focal / z
     by_point[..., 0, 2], by_point[..., 1, 2] = -focal * x / z**2, -focal * y / z**2
     by_turn = np.cross(turned[..., None, :], by_point)  # d(w x p) = -[p]x w, so rows become p x row
-    by_shape = np.einsum("tlij,tjk->tlik", by_point, fit.rotation)
+    by_shape = (by_point.reshape(len(x), -1, 3) @ fit.rotation).reshape(by_point.shape)
     return pixels, np.concatenate([by_turn, by_point], -1), by_shape, pixels - fit.centre
 
 
@@ -143,31 +137,20 @@ def _robust(residual: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
 
 def _adjust(fit: _Fit, target: np.ndarray, weights: np.ndarray, size: int, height: float) -> np.ndarray:
     """Gauss-Newton on shape, focal length and poses; returns landmark weights by their own scatter."""
-    start, count = fit.shape.copy(), 3 * len(fit.shape)
-    for _ in range(5):
+    start, count, frames = fit.shape.copy(), 3 * len(fit.shape), len(target)
+    prior = np.append(np.full(count, frames * (SHAPE_SIGMA * height) ** -2.0), frames / FOCAL_SIGMA**2)
+    for _ in range(4):
         pixels, by_pose, by_shape, by_focal = _jacobians(fit)
-        residual = target - pixels
-        root = np.sqrt(_robust(residual, weights, size))[..., None]
-        pose, right = root[..., None] * by_pose, root * residual
-        shape, focal = root[..., None] * by_shape, root * by_focal
-        frames = len(target)
-        hessian = np.zeros((count + 1, count + 1))
-        blocks = np.einsum("tlia,tlib->lab", shape, shape)
-        for index, block in enumerate(blocks):
-            hessian[3 * index : 3 * index + 3, 3 * index : 3 * index + 3] = block
-        hessian[:count, count] = hessian[count, :count] = np.einsum("tlia,tli->la", shape, focal).ravel()
-        hessian[count, count] = (focal**2).sum()
-        gradient = np.append(np.einsum("tlia,tli->la", shape, right).ravel(), (focal * right).sum())
-        prior = np.append(np.full(count, frames * (SHAPE_SIGMA * height) ** -2.0), frames / FOCAL_SIGMA**2)
-        gradient += prior * np.append((start - fit.shape).ravel(), np.log(FOCAL_PRIOR * size) - fit.log_focal)
+        root = np.sqrt(_robust(target - pixels, weights, size))[..., None]
+        right = root * (target - pixels)
+        hessian, gradient = _shape_equations(root[..., None] * by_shape, root * by_focal, right)
         hessian[np.diag_indices(count + 1)] += prior
-        own = np.einsum("tlia,tlib->tab", pose, pose) + 1e-9 * np.eye(6)
-        cross = np.concatenate(
-            [np.einsum("tlia,tlib->talb", pose, shape).reshape(frames, 6, count),
-             np.einsum("tlia,tli->ta", pose, focal)[..., None]], -1
-        )  # fmt: skip
-        pose_right = np.einsum("tlia,tli->ta", pose, right)
-        solved = np.linalg.solve(own, np.concatenate([cross, pose_right[..., None]], -1))
+        gradient += prior * np.append((start - fit.shape).ravel(), np.log(FOCAL_PRIOR * size) - fit.log_focal)
+        own, cross, pose_right = _pose_equations(
+            root[..., None] * by_pose, root[..., None] * by_shape, root * by_focal, right
+        )
+        # Schur complement: each frame's pose depends only on shape and focal length.
+        solved = np.linalg.solve(own, np.concatenate([cross, pose_right], -1))
         reduced = hessian - np.tensordot(cross, solved[..., :-1], ([0, 1], [0, 1]))
         change = np.linalg.solve(reduced, gradient - np.tensordot(cross, solved[..., -1], ([0, 1], [0, 1])))
         _move(fit, solved[..., -1] - solved[..., :-1] @ change)
@@ -177,14 +160,41 @@ def _adjust(fit: _Fit, target: np.ndarray, weights: np.ndarray, size: int, heigh
     return (np.median(scatter) / np.maximum(scatter, 0.3 * np.median(scatter))) ** 2
 
 
+def _shape_equations(shape: np.ndarray, focal: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Normal equations [3L+1, 3L+1], [3L+1] of all points and the focal length, which share no pose."""
+    frames, points = shape.shape[:2]
+    count = 3 * points
+    rows = shape.swapaxes(0, 1).reshape(points, -1, 3).swapaxes(1, 2)  # [L, 3, 2T]
+    columns = np.stack([focal, right], -1).swapaxes(0, 1).reshape(points, 2 * frames, 2)
+    hessian = np.zeros((points, 3, points, 3))
+    hessian[np.arange(points), :, np.arange(points)] = rows @ rows.swapaxes(1, 2)
+    mixed = (rows @ columns).reshape(count, 2)
+    full = np.zeros((count + 1, count + 1))
+    full[:count, :count] = hessian.reshape(count, count)
+    full[:count, count] = full[count, :count] = mixed[:, 0]
+    full[count, count] = (focal**2).sum()
+    return full, np.append(mixed[:, 1], (focal * right).sum())
+
+
+def _pose_equations(pose: np.ndarray, shape: np.ndarray, focal: np.ndarray, right: np.ndarray):
+    """Per frame: normal matrix [T, 6, 6], coupling to points and focal length [T, 6, 3L+1], right side [T, 6, 1]."""
+    frames = len(pose)
+    flat = pose.reshape(frames, -1, 6).swapaxes(1, 2)
+    both = sum(pose[:, :, i, :, None] * shape[:, :, i, None, :] for i in range(2))  # [T, L, 6, 3]
+    cross = [both.swapaxes(1, 2).reshape(frames, 6, -1), flat @ focal.reshape(frames, -1, 1)]
+    own = flat @ flat.swapaxes(1, 2) + 1e-9 * np.eye(6)
+    return own, np.concatenate(cross, -1), flat @ right.reshape(frames, -1, 1)
+
+
 def _step_poses(fit: _Fit, target: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
     """One Gauss-Newton step of every pose alone; returns the normal matrices [T, 6, 6]."""
     pixels, by_pose, _, _ = _jacobians(fit)
     residual = target - pixels
     weight = _robust(residual, weights, size)
-    own = np.einsum("tl,tlia,tlib->tab", weight, by_pose, by_pose, optimize=True) + 1e-9 * np.eye(6)
-    right = np.einsum("tl,tlia,tli->ta", weight, by_pose, residual, optimize=True)
-    _move(fit, np.linalg.solve(own, right[..., None])[..., 0])
+    flat = by_pose.reshape(len(target), -1, 6)
+    weighted = (by_pose * weight[..., None, None]).reshape(flat.shape).swapaxes(1, 2)
+    own = weighted @ flat + 1e-9 * np.eye(6)
+    _move(fit, np.linalg.solve(own, weighted @ residual.reshape(len(target), -1, 1))[..., 0])
     return own
 
 
