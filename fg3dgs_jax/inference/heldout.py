@@ -48,7 +48,7 @@ def untracked(items: Sequence, _name: str) -> Iterable:
 def predict(
     dataset: Dataset,
     render: Render,
-    ids: Sequence[int] | None = None,
+    ids: Sequence[int] | np.ndarray | None = None,
     *,
     condition: Callable[[int], types.Condition] | None = None,
     track: Track = untracked,
@@ -62,26 +62,27 @@ def predict(
 
     The first frame is rendered once before the clock starts, so that compilation is not in `seconds`.
     """
-    ids = np.asarray(dataset.test_ids if ids is None else ids, np.int32)
-    if not ids.size:
+    chosen = np.asarray(dataset.test_ids if ids is None else ids, np.int32)
+    if not chosen.size:
         raise UserError(f"{dataset.path}: no frames are held out; list some in the dataset's test split")
     if condition is None:
 
         def condition(index: int) -> types.Condition:
             return condition_at(dataset.audio_features, dataset.expression, index)
 
-    predictions = np.empty((len(ids), dataset.height, dataset.width, 3), np.uint8)
-    truth, seconds = np.empty_like(predictions), np.empty(len(ids))
-    render(condition(int(ids[0])), dataset.viewmats[ids[0]], dataset.pictures(int(ids[0])).backdrop)
-    for row in track(range(len(ids)), name):
-        index = int(ids[row])
+    predictions = np.empty((len(chosen), dataset.height, dataset.width, 3), np.uint8)
+    truth, seconds = np.empty_like(predictions), np.empty(len(chosen))
+    first = int(chosen[0])
+    render(condition(first), dataset.viewmats[first], dataset.pictures(first).backdrop)
+    for row in track(range(len(chosen)), name):
+        index = int(chosen[row])
         frame = dataset.pictures(index)
         given = condition(index)
         start = time.perf_counter()
         predictions[row] = np.asarray(render(given, dataset.viewmats[index], frame.backdrop))
         seconds[row] = time.perf_counter() - start
         truth[row] = frame.image
-    return Heldout(ids, predictions, truth, seconds)
+    return Heldout(chosen, predictions, truth, seconds)
 
 
 def find_landmarks(images: np.ndarray, models: str | Path | None) -> np.ndarray:
