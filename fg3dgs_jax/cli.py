@@ -4,16 +4,20 @@
     cli.Parser(description=..., ...)               # argparse whose errors are one sentence
     cli.parse_train(argv, doc) -> (config, workdir)  # --config=FILE --config.a.b=VALUE --workdir=DIR
     cli.keep_memory()                              # before any training: fewer page faults
+    with cli.alone(workdir): ...                   # one run at a time in a folder
     cli.enable_compilation_cache()                 # compiled programs are kept under the user's cache directory
 
 Exit codes: 0 success, 2 bad input (one sentence on stderr), 75 stopped by a signal (the same command continues).
 """
 
 import argparse
+import contextlib
 import ctypes
 import difflib
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -49,7 +53,17 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         raise KeyboardInterrupt  # so that `finally` blocks remove temporary files, as for Ctrl-C
 
     signal.signal(signal.SIGTERM, stop)
+    logger = logging.getLogger("fg3dgs_jax")
+    logger.addHandler(_Stderr())
+    logger.setLevel(logging.INFO)
     sys.exit(exit_code(main, sys.argv[1:]))
+
+
+class _Stderr(logging.Handler):
+    """Prints to whatever stderr is at the moment: a progress bar puts itself in its place to keep lines apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
 
 
 def exit_code(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
@@ -76,6 +90,22 @@ def exit_code(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
 def _say(line: str, code: int) -> int:
     print(" ".join(line.split()), file=sys.stderr, flush=True)
     return code
+
+
+@contextlib.contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Makes `workdir` and holds it for one process: two runs would write over each other. Raises UserError if held."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / ".lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
+        except BlockingIOError as error:
+            raise UserError(f"{workdir}: another run is using it; wait for it, or give another --workdir") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def enable_compilation_cache() -> None:

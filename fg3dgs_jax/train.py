@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     dataset = find_dataset(config, workdir)
     run = loop.prepare(config, dataset, workdir)
     print(dataset.describe())
-    with Interrupt() as interrupt, Progress(workdir, run.total_steps) as progress:
+    with cli.alone(workdir), Interrupt() as interrupt, Progress(workdir, run.total_steps) as progress:
         loop.train(run, interrupt, progress)
     if config.evaluate:
         finish(workdir, config)

@@ -174,6 +174,37 @@ cli.run(main)
     assert (tmp_path / "cleaned").exists()
 
 
+def test_one_run_at_a_time_in_a_folder(tmp_path):
+    holder = """
+import sys
+from pathlib import Path
+from fg3dgs_jax import cli
+with cli.alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    workdir = tmp_path / "new" / "run"
+    command = [sys.executable, "-c", holder, str(workdir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another run is using it"), cli.alone(workdir):
+            pass
+        process.kill()
+    with cli.alone(workdir):  # a killed run lets go
+        pass
+    assert list(workdir.iterdir()) == []
+
+
+def test_log_reaches_stderr():
+    script = """
+import logging
+from fg3dgs_jax import cli
+cli.run(lambda argv: logging.getLogger("fg3dgs_jax.training").info("restored step %d", 7))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "restored step 7\n")
+
+
 def test_compilation_cache_follows_xdg(tmp_path, monkeypatch):
     script = """
 import jax
