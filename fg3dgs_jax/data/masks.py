@@ -147,7 +147,7 @@ def learn_hair(images: list[np.ndarray], persons: list[np.ndarray], landmarks: n
                 weight[1] += 0.5 * open_region * np.clip(1 - 2 * posterior, 0, 1) * (place[0] < 0.35)
             for row in range(2):
                 counts[row] += np.bincount(cells.ravel(), weight[row].ravel(), BINS**3)
-        if counts[0].sum() < 200 * len(frames):  # hardly any hair to learn from
+        if counts[0].sum() < 0.004 * sum(place[2] ** 2 for *_, place in frames):  # hardly any hair to learn from
             return np.zeros(BINS**3, np.float32)
         density = [_spread(row / max(row.sum(), 1)) for row in counts]
         ratio = (density[0] / (density[0] + density[1])).astype(np.float32)
