@@ -80,7 +80,7 @@ def render_region(
     *,
     active_degree: jax.Array | int,
     means2d: jax.Array | None = None,
-    options: RasterOptions = RasterOptions(),  # noqa: B008 (frozen)
+    options: RasterOptions = RasterOptions(),
 ) -> Rendered:
     """One region's layer. `deltas` None renders the static head; `means2d` as in `rasterize`."""
     means, quats, scales, opacities, sh = pool_lib.activate(gaussians, alive, deltas, active_degree)
@@ -116,7 +116,7 @@ def draw(
     camera: Camera,
     backdrop: jax.Array,
     *,
-    options: RasterOptions = RasterOptions(),  # noqa: B008 (frozen)
+    options: RasterOptions = RasterOptions(),
 ) -> jax.Array:
     """One finished frame, u8 [H, W, 3], of regions moved by given deltas, over a backdrop u8 [H, W, 3]."""
     layers = [
@@ -144,7 +144,7 @@ def render_frame(
     backdrop: jax.Array,
     *,
     moving: bool = True,
-    options: RasterOptions = RasterOptions(),  # noqa: B008 (frozen)
+    options: RasterOptions = RasterOptions(),
 ) -> jax.Array:
     """One finished frame, u8 [H, W, 3]: `params[region]` holds `gaussians` and `motion`, backdrop is u8 [H, W, 3]."""
     deltas: dict[str, Deltas | None] = dict.fromkeys(params)
