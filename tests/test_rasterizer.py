@@ -20,7 +20,7 @@ from fg3dgs_jax.rasterizer import rasterize
 TESTS = Path(__file__).parent
 
 
-def run_python(code: str, *, cpus: int | None = None, timeout: float = 120, **environment: str) -> dict:
+def run_python(code: str, *, cpus: int | None = None, timeout: float = 300, **environment: str) -> dict:
     """Runs `code` in a fresh process and returns the JSON of its last line; `cpus` limits its processors."""
     pin = f"import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cpus}])\n" if cpus else ""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "JAX_PLATFORMS": "cpu"}
@@ -301,7 +301,7 @@ threads = [threading.Thread(target=work) for _ in range(8)]
 [t.join() for t in threads]
 print(json.dumps({"runs": len(good), "equal": all(good)}))
 """,
-        timeout=100,
+        timeout=300,  # seconds for a machine that does much else; a deadlock would last for ever
     )
     assert result == {"runs": 40, "equal": True}
 
