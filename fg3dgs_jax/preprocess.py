@@ -48,7 +48,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the dataset folder to make")
     parser.add_argument(
         "--models", type=Path, default=Path("models"), metavar="DIR",
-        help=f"folder with {models.LANDMARKS.name} and {models.PERSON.name} (default: models)",
+        help=f"folder with {models.LANDMARKS.name} and {models.PERSON.name}, both from {models.STORE} (Apache-2.0); "
+        f"{models.PARTS.name}, where it is there, finds hair (default: models)",
     )  # fmt: skip
     parser.add_argument("--size", type=int, default=512, help="edge of the square frames in pixels (default: 512)")
     parser.add_argument("--fps", type=float, default=25.0, help="frames a second (default: 25)")
@@ -70,6 +71,9 @@ def open_source(flags: argparse.Namespace) -> intake.Source:
     info = video.probe(flags.clip)
     intake.check_header(flags.clip, info)
     found = [models.find_model(flags.models, model) for model in (models.LANDMARKS, models.PERSON)]
+    found.append(
+        models.find_model(flags.models, models.PARTS) if (flags.models / models.PARTS.name).is_file() else None
+    )
     models.import_mediapipe()
     return intake.Source(flags.clip, *found, flags.size, flags.fps, info)
 
@@ -95,7 +99,8 @@ def made_from(out: Path) -> str | None:
 
 def source_key(flags: argparse.Namespace, source: intake.Source) -> str:
     """Changes with the clip, the models, the options that matter and the version of the steps."""
-    files = [file_sha256(path) for path in (source.clip, source.landmark_model, source.person_model)]
+    paths = (source.clip, source.landmark_model, source.person_model, source.parts_model)
+    files = [file_sha256(path) for path in paths if path]
     return hashlib.sha256(
         json.dumps([VERSION, files, flags.size, flags.fps, flags.audio_features]).encode()
     ).hexdigest()

@@ -133,3 +133,11 @@ def test_the_guided_filter_keeps_constants_and_edges():
     step[:, 20:] = 1
     np.testing.assert_allclose(masks.guided_filter(step, np.full_like(step, 0.3), 4, 1e-3), 0.3, atol=1e-5)
     assert np.abs(masks.guided_filter(step, step, 4, 1e-3) - step).max() < 0.02
+
+
+def test_a_model_that_sees_hair_takes_the_colours_place():
+    image, person, head = portrait(True)
+    seen = np.where(head & (np.abs(image.astype(int) - HAIR).sum(-1) < 60), 255, 0).astype(np.uint8)
+    labels = masks.label_frame(image, person, landmarks(), np.zeros(masks.BINS**3, np.float32), seen)
+    found = (labels & Label.HEAD) > 0
+    assert (found & head).sum() / (found | head).sum() > 0.95

@@ -177,3 +177,20 @@ def test_limits(monkeypatch):
     monkeypatch.setattr(decoder, "MAX_PIXELS", 100)
     with pytest.raises(decoder.DecodeError, match="above the limit"):
         decoder.to_rgb(av.VideoFrame(64, 48, "rgb24"))
+
+
+def test_a_recorder_that_was_held_upright(tmp_path):
+    image = np.zeros((32, 64, 3), np.uint8)
+    image[:16, :16] = 255  # a mark at the top left, as stored
+    video.write_video(tmp_path / "flat.mp4", (image for _ in range(5)), 25, crf=4)
+    data = bytearray((tmp_path / "flat.mp4").read_bytes())
+    # The matrix that phones write: x' = height - y, y' = x, a quarter turn clockwise (16.16 and 2.30 fixed point).
+    start = data.index(b"tkhd") + 4 + 4 + 20 + 16
+    matrix = np.array([0, 1 << 16, 0, -1 << 16, 0, 0, 32 << 16, 0, 1 << 30], ">i4").tobytes()
+    data[start : start + len(matrix)] = matrix
+    (tmp_path / "upright.mp4").write_bytes(data)
+    info = video.probe(tmp_path / "upright.mp4")
+    assert (info.width, info.height) == (32, 64)
+    seen = next(video.read_frames(tmp_path / "upright.mp4"))
+    assert seen.shape == (64, 32, 3)
+    assert seen[4, 28].min() > 200 and seen[4, 4].max() < 50 and seen[60, 28].max() < 50  # now at the top right

@@ -1,5 +1,6 @@
 """The steps from a video to a dataset folder; each writes its results to a folder and reads those before it."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -30,6 +31,7 @@ class Source:
     clip: Path
     landmark_model: Path
     person_model: Path
+    parts_model: Path | None  # optional: sees hair
     size: int
     fps: float
     info: video.VideoInfo
@@ -122,18 +124,22 @@ class Cut:
 
 
 def look(source: Source, frames: Cut, scale: float, folder: Path, track: Track) -> None:
-    """Landmarks and blendshapes (face.npz) and the person's outline (000000.png ...) of every frame.
+    """Landmarks and blendshapes (face.npz), the person's outline (000000.png ...) and maybe hair (hair000000.png ...).
 
     scale: source pixels per pixel of the crop. Raises UserError if the face is missing too often or is too small.
     """
-    with masks.person_segmenter(source.person_model) as segment:
+    with contextlib.ExitStack() as open_models:
+        maps = {"": open_models.enter_context(masks.person_segmenter(source.person_model))}
+        if source.parts_model is not None:
+            maps["hair"] = open_models.enter_context(masks.person_segmenter(source.parts_model, 1))
 
         def images() -> Iterator[np.ndarray]:
             for index in track(range(len(frames.times)), "landmarks and outline"):
                 image = np.ascontiguousarray(frames.image(index))
-                person = np.round(255 * np.clip(segment(image), 0, 1)).astype(np.uint8)
-                data = cv2.imencode(".png", person, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
-                (folder / f"{index:06d}.png").write_bytes(data.tobytes())
+                for name, segment in maps.items():
+                    seen = np.round(255 * np.clip(segment(image), 0, 1)).astype(np.uint8)
+                    data = cv2.imencode(".png", seen, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+                    (folder / f"{name}{index:06d}.png").write_bytes(data.tobytes())
                 yield image
 
         found = face.track_face(images(), source.landmark_model)
@@ -188,6 +194,12 @@ class Seen:
         mask = cv2.imread(str(self.folder / f"{index:06d}.png"), cv2.IMREAD_GRAYSCALE)
         return masks.main_part(mask, self.landmarks[index])
 
+    def labels(self, image: np.ndarray, index: int, hair_ratio: np.ndarray) -> np.ndarray:
+        """Bits of `types.Label` of frame `index`, u8 [S, S]."""
+        file = self.folder / f"hair{index:06d}.png"
+        hair = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) if file.is_file() else None
+        return masks.label_frame(image, self.person(index), self.landmarks[index], hair_ratio, hair)
+
 
 def learn_layers(frames: Cut, seen: Seen) -> tuple[np.ndarray, np.ndarray, float]:
     """From some frames: hair's colours (`masks.learn_hair`), the background u8 [S, S, 3], the share of it ever seen."""
@@ -201,7 +213,7 @@ def learn_layers(frames: Cut, seen: Seen) -> tuple[np.ndarray, np.ndarray, float
 def frame_layers(frames: Cut, seen: Seen, hair: np.ndarray, index: int) -> native.Layers:
     """Image, labels and torso of frame `index`."""
     image, person = np.ascontiguousarray(frames.image(index)), seen.person(index)
-    labels = masks.label_frame(image, person, seen.landmarks[index], hair)
+    labels = seen.labels(image, index, hair)
     return native.Layers(image, labels, layers.torso_layer(image, person, labels, seen.landmarks[index]))
 
 
@@ -221,7 +233,7 @@ def place_head(poses: pose.Poses, frames: Cut, seen: Seen, hair: np.ndarray) -> 
     """The cameras in a world with the head's centre as origin and HEAD_RADIUS as half the head's larger side."""
     radii, centres = [], []
     for index in frames.spread(24):
-        labels = masks.label_frame(frames.image(index), seen.person(index), seen.landmarks[index], hair)
+        labels = seen.labels(frames.image(index), index, hair)
         rows, columns = np.nonzero(labels & Label.HEAD)
         if not len(rows):
             continue

@@ -38,8 +38,11 @@ class FaceAxes(NamedTuple):
 
 
 @contextlib.contextmanager
-def person_segmenter(model: str | Path) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-    """A function from an image u8 [H, W, 3] to the probability f32 [H, W] that a pixel shows the person."""
+def person_segmenter(model: str | Path, part: int = 0) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """A function from an image u8 [H, W, 3] to the probability f32 [H, W] that a pixel shows the person.
+
+    With the multi-class model, part 1 is hair (0 background, 2 body skin, 3 face skin, 4 clothes, 5 other).
+    """
     mp = import_mediapipe()
     from mediapipe.tasks.python import BaseOptions, vision
 
@@ -50,10 +53,8 @@ def person_segmenter(model: str | Path) -> Iterator[Callable[[np.ndarray], np.nd
 
         def segment(image: np.ndarray) -> np.ndarray:
             picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(image))
-            masks = segmenter.segment(picture).confidence_masks
-            views = [mask.numpy_view().reshape(image.shape[:2]) for mask in masks]
-            # One mask: the person. Several (the multi-class model): everything but the first, the background.
-            return views[0].copy() if len(views) == 1 else 1.0 - views[0]
+            found = segmenter.segment(picture).confidence_masks
+            return found[min(part, len(found) - 1)].numpy_view().reshape(image.shape[:2]).copy()
 
         yield segment
 
@@ -170,17 +171,24 @@ def _grown(points: np.ndarray, factor: float) -> np.ndarray:
     return middle + factor * (points - middle)
 
 
-def label_frame(image: np.ndarray, person: np.ndarray, landmarks: np.ndarray, hair_ratio: np.ndarray) -> np.ndarray:
+def label_frame(
+    image: np.ndarray,
+    person: np.ndarray,
+    landmarks: np.ndarray,
+    hair_ratio: np.ndarray,
+    seen_hair: np.ndarray | None = None,
+) -> np.ndarray:
     """Bits of `types.Label`, u8 [H, W].
 
     image u8 [H, W, 3]; person u8 [H, W], 255 where it surely is; landmarks [478, >=2] in pixels; hair_ratio of
-    `learn_hair`.
+    `learn_hair`; seen_hair u8 [H, W], 255 where a model sees hair, takes its place.
     """
     height, width = image.shape[:2]
     points = landmarks[:, :2]
     face = float(np.linalg.norm(points[ROW_CHIN] - points[ROW_FOREHEAD]))
     oval = clips.polygon_mask(_grown(points[OVAL], 1.01), width, height)
     hair, low, forehead = _soft_regions(image, points, hair_ratio)
+    hair = hair if seen_hair is None else seen_hair > 127
     hair &= ~oval | forehead
     solid = person > 127
     head = _tidy(solid & low & hair, solid & (oval | ~low)) & solid
