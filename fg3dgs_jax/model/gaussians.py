@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import cKDTree
 
+from fg3dgs_jax.model.hashgrid import draw_uniform
 from fg3dgs_jax.types import Array, Deltas, Gaussians
 
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
@@ -40,8 +41,8 @@ class Pool:
 
 def init(key: jax.Array, capacity: int, num_points: int, extent: float, sh_degree: int) -> tuple[Gaussians, Pool]:
     """Grey Gaussians at uniform random points in [-extent, extent]^3 (TG). Arguments as in `from_points`."""
-    points = jax.random.uniform(key, (num_points, 3), minval=-extent, maxval=extent)
-    return from_points(np.asarray(points), np.full((num_points, 3), 0.5, np.float32), capacity, sh_degree)
+    points = np.asarray(draw_uniform(key, (num_points, 3), extent))
+    return from_points(points, np.full((num_points, 3), 0.5, np.float32), capacity, sh_degree)
 
 
 def from_points(points: np.ndarray, colors: np.ndarray, capacity: int, sh_degree: int) -> tuple[Gaussians, Pool]:
@@ -63,8 +64,8 @@ def from_points(points: np.ndarray, colors: np.ndarray, capacity: int, sh_degree
         logit_opacities=np.full(count, _logit(_INIT_OPACITY), np.float32),
         sh=sh,
     )
-    pool = _fresh_pool(jnp.ones(count, bool))
-    gaussians, _, pool = grow(jax.tree.map(jnp.asarray, gaussians), (), pool, capacity)
+    pool = Pool(np.ones(count, bool), *(np.zeros(count, np.float32) for _ in range(3)))
+    gaussians, _, pool = grow(gaussians, (), pool, capacity)
     return gaussians, pool
 
 
@@ -172,12 +173,12 @@ def grow(gaussians: Gaussians, moments: Any, pool: Pool, capacity: int) -> tuple
         raise ValueError(f"A pool of {pool.alive.shape[0]} slots cannot shrink to {capacity}.")
 
     def pad(leaf):
-        return leaf if jnp.ndim(leaf) == 0 else jnp.pad(leaf, [(0, extra)] + [(0, 0)] * (leaf.ndim - 1))
+        leaf = np.asarray(leaf)  # on the host: nothing compiles
+        return jnp.asarray(np.pad(leaf, [(0, extra)] + [(0, 0)] * (leaf.ndim - 1)) if leaf.ndim else leaf)
 
+    identity = np.concatenate([np.asarray(gaussians.quats), np.tile(np.float32([1, 0, 0, 0]), (extra, 1))])
     gaussians, moments, pool = jax.tree.map(pad, (gaussians, moments, pool))
-    new = jnp.arange(capacity) >= capacity - extra
-    identity = jnp.where(new[:, None], jnp.asarray([1.0, 0.0, 0.0, 0.0]), gaussians.quats)
-    return gaussians.replace(quats=identity), moments, pool
+    return gaussians.replace(quats=jnp.asarray(identity)), moments, pool
 
 
 def _allot(wanting: jax.Array, priority: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -71,7 +71,19 @@ class GridSpec:
 def init_tables(key: jax.Array, spec: GridSpec) -> jax.Array:
     """Tables f32 [3, entries, features], uniform in +-1e-4 (TG code)."""
     shape = (len(PLANES), spec.starts[-1], spec.features)
-    return jax.random.uniform(key, shape, minval=-_INIT_RANGE, maxval=_INIT_RANGE)
+    return draw_uniform(key, shape, _INIT_RANGE)
+
+
+def draw_uniform(key: jax.Array, shape: tuple[int, ...], limit: float) -> jax.Array:
+    """f32 of any shape, uniform in [-limit, limit), a function of the key alone.
+
+    Drawn by numpy on the host: jax.random compiles once per shape, which took most of a network's start.
+    """
+
+    def draw(words):
+        return np.random.default_rng(np.asarray(words)).uniform(-limit, limit, shape).astype(np.float32)
+
+    return jax.pure_callback(draw, jax.ShapeDtypeStruct(shape, jnp.float32), jax.random.key_data(key))
 
 
 def encode(tables: jax.Array, positions: jax.Array, spec: GridSpec) -> jax.Array:

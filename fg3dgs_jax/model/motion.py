@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fg3dgs_jax.model.hashgrid import GridSpec, TriPlaneGrid, encode_transposed
+from fg3dgs_jax.model.hashgrid import GridSpec, TriPlaneGrid, draw_uniform, encode_transposed
 from fg3dgs_jax.types import Condition, Deltas
 
 NUM_TOKENS = 8  # frames [i-4, i+4)
@@ -36,19 +36,31 @@ MEANS_SCALE = 1e-2  # world units per unit of network output (TG code; kept for 
 _LEAK = 0.02
 _FEATURES = 32  # width of an audio token and of the cross-modal attention
 _HEADS = 4
-_POSITION_STD = 0.1
+_POSITION_LIMIT = 0.2
 _START = 1e-4  # variance of the last layer of eyes and mouth at the start, relative to a usual one's
 _TINY = 1e-12  # keeps the square root of a norm differentiable at zero
 
 KINDS = ("face", "cross_audio", "cross_expression", "mouth_mlp")
 
 
+def _init_kernel(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Uniform of variance 1 / fan-in: for kernels [.., in, out] of `nnx.Linear` and `nnx.Conv`."""
+    return draw_uniform(key, shape, math.sqrt(3 / math.prod(shape[:-1]))).astype(dtype)
+
+
+def _init_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jnp.asarray(np.zeros(shape, dtype))
+
+
+_dense = functools.partial(nnx.Linear, kernel_init=_init_kernel, bias_init=_init_bias)
+_conv = functools.partial(nnx.Conv, kernel_size=(3,), padding=1, kernel_init=_init_kernel, bias_init=_init_bias)
+
+
 class Linear(nnx.Module):
     """A product with a kernel f32 [in, out], without bias: x [in] or [in, N] -> [out] or [out, N]."""
 
     def __init__(self, size_in: int, size_out: int, *, rngs: nnx.Rngs, gain: float = 1.0):
-        init = jax.nn.initializers.variance_scaling(gain, "fan_in", "normal")
-        self.kernel = nnx.Param(init(rngs.params(), (size_in, size_out)))
+        self.kernel = nnx.Param(draw_uniform(rngs.params(), (size_in, size_out), math.sqrt(3 * gain / size_in)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.kernel[...].T @ x
@@ -76,9 +88,8 @@ class WindowAttention(nnx.Module):
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         channels = (features, 16, 8, 4, 2, 1)
         for i in range(5):
-            conv = nnx.Conv(*channels[i : i + 2], kernel_size=(3,), padding=1, rngs=rngs)
-            setattr(self, f"conv{i}", conv)
-        self.linear = nnx.Linear(NUM_TOKENS, NUM_TOKENS, rngs=rngs)
+            setattr(self, f"conv{i}", _conv(*channels[i : i + 2], rngs=rngs))
+        self.linear = _dense(NUM_TOKENS, NUM_TOKENS, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Tokens f32 [8, C] -> f32 [C], a convex combination of them."""
@@ -94,10 +105,9 @@ class AudioEncoder(nnx.Module):
     def __init__(self, audio_shape: tuple[int, int], *, rngs: nnx.Rngs):
         channels = (audio_shape[1], 32, 32, 64, 64)
         for i in range(4):
-            conv = nnx.Conv(*channels[i : i + 2], kernel_size=(3,), strides=2, padding=1, rngs=rngs)
-            setattr(self, f"conv{i}", conv)
-        self.linear0 = nnx.Linear(64, 64, rngs=rngs)
-        self.linear1 = nnx.Linear(64, _FEATURES, rngs=rngs)
+            setattr(self, f"conv{i}", _conv(*channels[i : i + 2], strides=2, rngs=rngs))
+        self.linear0 = _dense(64, 64, rngs=rngs)
+        self.linear1 = _dense(64, _FEATURES, rngs=rngs)
         self.attention = WindowAttention(_FEATURES, rngs=rngs)
 
     def __call__(self, audio: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -122,8 +132,8 @@ class ExpressionEncoder(nnx.Module):
     """
 
     def __init__(self, expression_dim: int, *, rngs: nnx.Rngs):
-        self.layer0 = nnx.Linear(expression_dim, 16, rngs=rngs)
-        self.layer1 = nnx.Linear(16, expression_dim, rngs=rngs)
+        self.layer0 = _dense(expression_dim, 16, rngs=rngs)
+        self.layer1 = _dense(16, expression_dim, rngs=rngs)
 
     def __call__(self, expression: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Expressions f32 [8, E] -> tokens f32 [8, E] and the current frame's token f32 [E].
@@ -176,7 +186,7 @@ class CrossModalAttention(nnx.Module):
         self.key = Linear(token_dim, _FEATURES, rngs=rngs)
         self.value = Linear(token_dim, _FEATURES, rngs=rngs)
         self.output = Linear(_FEATURES, _FEATURES, rngs=rngs)
-        self.positions = nnx.Param(_POSITION_STD * jax.random.normal(rngs.params(), (NUM_TOKENS, _FEATURES)))
+        self.positions = nnx.Param(draw_uniform(rngs.params(), (NUM_TOKENS, _FEATURES), _POSITION_LIMIT))
 
     def __call__(self, spatial: jax.Array, tokens: jax.Array) -> jax.Array:
         """Spatial features f32 [S, N], tokens f32 [8, C] -> f32 [32, N].
@@ -211,7 +221,7 @@ class CrossModalMotion(nnx.Module):
             self.audio = AudioEncoder(condition_shape, rngs=rngs)
         else:
             self.expression = ExpressionEncoder(condition_shape, rngs=rngs)
-            self.embed = nnx.Linear(condition_shape, _FEATURES, rngs=rngs)
+            self.embed = _dense(condition_shape, _FEATURES, rngs=rngs)
         self.attention = CrossModalAttention(grid.output_dim, _FEATURES, rngs=rngs)
         self.gate = MLP((_FEATURES, 16, 1), rngs=rngs)
         self.ffn1 = MLP((_FEATURES, 32, _FEATURES), rngs=rngs)
