@@ -1,5 +1,8 @@
 """Sound: any rate, channels and width; windows around each frame; files that describe themselves."""
 
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -25,6 +28,21 @@ def test_any_rate_width_and_channel_count(tmp_path, rate, channels, subtype, suf
     assert len(sound) == pytest.approx(16000, abs=200 if suffix == "ogg" else 2)
     middle = slice(2000, 14000)  # away from the resampler's ends; 8 bits and Vorbis are right within 1 %
     assert np.abs(sound[middle] - tone(16000)[middle]).max() < 0.012
+
+
+def test_gaps_in_a_recording_become_silence(tmp_path):
+    with av.open(str(tmp_path / "gap.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        for start in (0, 16000):  # half a second each, at 0 s and at 1 s
+            samples = (20000 * tone(16000, 0.5)).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    sound = audio.load_audio(tmp_path / "gap.mkv")
+    assert len(sound) == 24000
+    loud = np.sqrt((sound.reshape(6, -1) ** 2).mean(1)) > 0.05
+    assert loud.tolist() == [True, True, False, False, True, True]
 
 
 def test_channels_are_averaged(tmp_path):

@@ -9,7 +9,7 @@ from fg3dgs_jax.data.face import NUM_LANDMARKS, POINTS_68, ROW_CHIN, ROW_FOREHEA
 from fg3dgs_jax.types import Label
 
 SIZE = 256
-SKIN, HAIR, SHIRT, WALL = (205, 150, 130), (50, 35, 28), (70, 90, 190), (120, 170, 120)
+SKIN, NECK, HAIR, SHIRT, WALL = (205, 150, 130), (165, 115, 95), (50, 35, 28), (70, 90, 190), (120, 170, 120)
 CENTRE, RADII = (128, 105), (38, 52)  # the face's oval: forehead at row 53, chin at row 157
 
 
@@ -23,7 +23,7 @@ def portrait(long_hair: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             draw(target, value)
 
     paint(SHIRT, lambda t, c: cv2.ellipse(t, (128, 270), (110, 70), 0, 0, 360, c, -1), False)
-    paint(SKIN, lambda t, c: cv2.rectangle(t, (106, 130), (150, 212), c, -1), False)
+    paint(NECK, lambda t, c: cv2.rectangle(t, (106, 130), (150, 212), c, -1), False)
     paint(HAIR, lambda t, c: cv2.ellipse(t, (128, 90), (66, 80), 0, 180, 360, c, -1), True)
     length = 190 if long_hair else 112
     for x in (62, 172):
@@ -88,7 +88,7 @@ def test_the_torso_continues_behind_the_chin_and_holds_no_head():
     torso = layers.torso_layer(image, person, labels, points)
     assert torso.shape == (SIZE, SIZE, 4)
     assert (torso[140:156, 118:138, 3] == 255).all()  # behind the chin
-    assert np.abs(torso[145:156, 118:138, :3].astype(int) - SKIN).mean() < 12  # in the neck's colour
+    assert np.abs(torso[145:156, 118:138, :3].astype(int) - NECK).mean() < 12  # in the neck's colour
     assert (torso[60:110, :, 3] == 0).all()
     below = torso[225:, 60:200]
     np.testing.assert_array_equal(below[..., :3], image[225:, 60:200])
