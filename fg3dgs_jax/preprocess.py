@@ -201,7 +201,7 @@ def contact_sheet(folder: Path, source, frames, seen, poses, tracks, facts: repo
         np.hstack([sheet.curves(lips, width * 3 // 4, 190, "lips and sound", ticks),
                    sheet.curves(sync, width // 4, 190, "sound explains lips", lags)]),
         np.hstack(half),
-        sheet.table([(c.name, c.status, c.value, c.fix) for c in checks], width, 2),
+        sheet.table([(c.name, c.status, c.value, c.fix) for c in checks], width),
     ]  # fmt: skip
     return sheet.page(cells, SHEET_COLUMNS, strips)
 

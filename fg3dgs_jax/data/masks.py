@@ -186,7 +186,7 @@ def label_frame(
     height, width = image.shape[:2]
     points = landmarks[:, :2]
     face = float(np.linalg.norm(points[ROW_CHIN] - points[ROW_FOREHEAD]))
-    oval = clips.polygon_mask(_grown(points[OVAL], 1.01), width, height)
+    oval = clips.polygon_mask(_grown(points[OVAL], 1.02), width, height)
     hair, low, forehead = _soft_regions(image, points, hair_ratio)
     hair = hair if seen_hair is None else seen_hair > 127
     hair &= ~oval | forehead
