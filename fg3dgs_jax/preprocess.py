@@ -48,7 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the dataset folder to make")
     parser.add_argument(
         "--models", type=Path, default=Path("models"), metavar="DIR",
-        help=f"folder with {models.LANDMARKS.name} and {models.PERSON.name}, both from {models.STORE} (Apache-2.0); "
+        help=f"folder with {models.LANDMARKS.name} and {models.PERSON.name} (a missing one is named with its address); "
         f"{models.PARTS.name}, where it is there, finds hair (default: models)",
     )  # fmt: skip
     parser.add_argument("--size", type=int, default=512, help="edge of the square frames in pixels (default: 512)")

@@ -10,10 +10,10 @@ STORE = "https://storage.googleapis.com/mediapipe-models"
 
 
 class ModelFile(NamedTuple):
-    """A model file. sha256 is None where the publisher's address names no fixed version."""
+    """A model file, the version that was tested, and an address that serves it."""
 
     name: str
-    sha256: str | None
+    sha256: str
     address: str
     licence: str = "Apache-2.0"
 
@@ -26,12 +26,12 @@ LANDMARKS = ModelFile(
 PERSON = ModelFile(
     "selfie_segmentation.tflite",
     "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
-    f"{STORE}/image_segmenter/selfie_segmenter/float16/latest/selfie_segmenter.tflite",
+    "https://storage.googleapis.com/mediapipe-assets/selfie_segmentation.tflite?generation=1683332563830600",
 )
 PARTS = ModelFile(  # optional: hair and skin
     "selfie_multiclass_256x256.tflite",
-    None,
-    f"{STORE}/image_segmenter/selfie_multiclass_256x256/float32/latest/selfie_multiclass_256x256.tflite",
+    "c6748b1253a99067ef71f7e26ca71096cd449baefa8f101900ea23016507e0e0",
+    f"{STORE}/image_segmenter/selfie_multiclass_256x256/float32/1/selfie_multiclass_256x256.tflite",
 )
 
 
@@ -41,7 +41,7 @@ def find_model(folder: str | Path, model: ModelFile) -> Path:
     source = f"download it from {model.address} ({model.licence}) into the folder given with --models"
     if not path.is_file():
         raise UserError(f"{path}: the model file is missing; {source}")
-    if model.sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != model.sha256:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != model.sha256:
         raise UserError(f"{path}: the model file is damaged or another version (its SHA-256 differs); {source}")
     return path
 
