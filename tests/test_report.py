@@ -82,6 +82,12 @@ def test_what_is_wrong_is_named_with_its_fix(name, change, status):
     assert lines[name].fix and lines[name].value
 
 
+def test_the_fix_for_a_late_sound_says_so():
+    facts = dataclasses.replace(good_facts(), seconds=FRAMES / 25, sync=np.roll(good_facts().sync, 9))
+    line = next(line for line in report.checks(facts) if line.name == "sound and lips")
+    assert "360 ms late" in line.fix  # lips at i follow from the sound at i + 9
+
+
 def test_sharpness_falls_with_blur():
     import cv2
 
