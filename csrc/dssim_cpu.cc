@@ -4,14 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "clones.h"
 #include "parallel.h"
-
-// One clone per instruction set, chosen when the module is loaded; the loops below are written to vectorise.
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
-#define FG3DGS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FG3DGS_CLONES
-#endif
 
 namespace fg3dgs {
 namespace {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "dssim.h"
+#include "grid.h"
 #include "rasterize.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -87,6 +88,59 @@ ffi::Error dssim_cpu(ffi::ThreadPool pool, F32 prediction, F32 target, OutF32 lo
   return ffi::Error::Success();
 }
 
+// The grid that fits the operands, or an error; tables [3, entries] may be absent, positions [3, n].
+ffi::Error make_grid(ffi::Span<const int32_t> resolutions, int64_t log2_table, float bound, F32 positions,
+                     int64_t table_size, int64_t encoding_size, fg3dgs::Grid* g) {
+  *g = {resolutions.begin(), static_cast<int>(resolutions.size()), static_cast<int>(log2_table), bound,
+        static_cast<int64_t>(positions.element_count() / 3)};
+  const bool good = g->levels > 0 && log2_table > 0 && log2_table < 31 && positions.element_count() % 3 == 0 &&
+                    table_size == 3 * fg3dgs::grid_entries(*g) && encoding_size == 3 * g->levels * g->points;
+  return good ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kInvalidArgument, "grid: wrong shapes");
+}
+
+int64_t size_of(const F32& buffer) { return static_cast<int64_t>(buffer.element_count()); }
+
+// tables [3, entries], positions [3, n] -> encoding [3, levels, n]
+ffi::Error grid_encode_cpu(ffi::ThreadPool pool, F32 tables, F32 positions, OutF32 out,
+                           ffi::Span<const int32_t> resolutions, int64_t log2_table, float bound) {
+  fg3dgs::Grid g;
+  ffi::Error error = make_grid(resolutions, log2_table, bound, positions, size_of(tables), size_of(*out), &g);
+  if (error.failure()) return error;
+  fg3dgs::grid_encode(g, tables.typed_data(), positions.typed_data(), out->typed_data(), make_executor(pool));
+  return ffi::Error::Success();
+}
+
+// positions, cotangent of the encoding -> cotangent of the tables
+ffi::Error grid_backward_tables_cpu(ffi::ThreadPool pool, F32 positions, F32 cotangent, OutF32 out,
+                                    ffi::Span<const int32_t> resolutions, int64_t log2_table, float bound) {
+  fg3dgs::Grid g;
+  ffi::Error error = make_grid(resolutions, log2_table, bound, positions, size_of(*out), size_of(cotangent), &g);
+  if (error.failure()) return error;
+  fg3dgs::grid_backward_tables(g, positions.typed_data(), cotangent.typed_data(), out->typed_data(),
+                               make_executor(pool));
+  return ffi::Error::Success();
+}
+
+// tables, positions, cotangent of the encoding -> cotangent of the positions
+ffi::Error grid_backward_positions_cpu(ffi::ThreadPool pool, F32 tables, F32 positions, F32 cotangent, OutF32 out,
+                                       ffi::Span<const int32_t> resolutions, int64_t log2_table, float bound) {
+  fg3dgs::Grid g;
+  ffi::Error error = make_grid(resolutions, log2_table, bound, positions, size_of(tables), size_of(cotangent), &g);
+  if (error.failure()) return error;
+  fg3dgs::grid_backward_positions(g, tables.typed_data(), positions.typed_data(), cotangent.typed_data(),
+                                  out->typed_data(), make_executor(pool));
+  return ffi::Error::Success();
+}
+
+// The attributes that every call on a grid carries.
+template <class Binding>
+auto bind_grid(Binding binding) {
+  return std::move(binding)
+      .template Attr<ffi::Span<const int32_t>>("resolutions")
+      .template Attr<int64_t>("log2_table")
+      .template Attr<float>("bound");
+}
+
 auto bind_forward() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
@@ -145,6 +199,13 @@ XLA_FFI_DEFINE_HANDLER(kBackwardCpu, backward_cpu, bind_backward());
 XLA_FFI_DEFINE_HANDLER(kDssimCpu, dssim_cpu,
                        ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>());
 
+XLA_FFI_DEFINE_HANDLER(kGridEncodeCpu, grid_encode_cpu,
+                       bind_grid(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Ret<F32>()));
+XLA_FFI_DEFINE_HANDLER(kGridBackwardTablesCpu, grid_backward_tables_cpu,
+                       bind_grid(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Ret<F32>()));
+XLA_FFI_DEFINE_HANDLER(kGridBackwardPositionsCpu, grid_backward_positions_cpu,
+                       bind_grid(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>()));
+
 template <class Handler>
 py::capsule capsule(Handler* handler) {
   return py::capsule(reinterpret_cast<void*>(handler));
@@ -156,6 +217,9 @@ py::list registrations() {
   out.append(py::make_tuple("fg3dgs_rasterize_forward", "cpu", capsule(kForwardCpu)));
   out.append(py::make_tuple("fg3dgs_rasterize_backward", "cpu", capsule(kBackwardCpu)));
   out.append(py::make_tuple("fg3dgs_dssim", "cpu", capsule(kDssimCpu)));
+  out.append(py::make_tuple("fg3dgs_grid_encode", "cpu", capsule(kGridEncodeCpu)));
+  out.append(py::make_tuple("fg3dgs_grid_backward_tables", "cpu", capsule(kGridBackwardTablesCpu)));
+  out.append(py::make_tuple("fg3dgs_grid_backward_positions", "cpu", capsule(kGridBackwardPositionsCpu)));
   return out;
 }
 

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fg3dgs_jax.model import hashgrid_native
+
 PLANES = ((0, 1), (1, 2), (0, 2))  # coordinate axes of the xy, yz and xz planes
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 _PRIME = 2654435761  # Teschner et al. 2003: the second axis's factor in the spatial hash; the first axis's is 1
@@ -125,12 +127,7 @@ class _Cells(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _encode_feature(tables, positions, spec):
     """Encode one feature: tables [3, entries], positions [3, N] -> [3, levels, N]."""
-    unit, inside = _to_unit(positions, spec)
-    planes = []
-    for plane, table in enumerate(tables):
-        cells = _locate(unit, plane, spec)
-        planes.append(_blend(_read_corners(table, cells, spec), cells))
-    return jnp.where(inside, jnp.stack(planes), 0.0)
+    return _by_platform(hashgrid_native.encode, interpolate, spec)(tables, positions)
 
 
 def _encode_forward(tables, positions, spec):
@@ -140,22 +137,53 @@ def _encode_forward(tables, positions, spec):
 def _encode_backward(spec, saved, cotangent):
     """Everything is computed again from the inputs; of a gradient that a caller drops, XLA drops the work."""
     tables, positions = saved
-    unit, inside = _to_unit(positions, spec)
-    cotangent = jnp.where(inside, cotangent, 0.0)
-    to_tables, to_positions = [], [jnp.zeros_like(unit[0])] * 3
-    for plane, (table, upstream) in enumerate(zip(tables, cotangent, strict=True)):
-        cells = _locate(unit, plane, spec)
-        to_tables.append(_scatter(cells, upstream, spec))
-        # Without the barrier XLA repeats the reads for every use of a corner.
-        corners = jax.lax.optimization_barrier(_read_corners(table, cells, spec))
-        slopes = _slopes(corners, cells)
-        for axis, slope in zip(PLANES[plane], slopes, strict=True):
-            # A product, not a sum over the levels: XLA's CPU reduction of a leading axis takes twenty times as long.
-            to_positions[axis] += (_spans(spec)[:, 0] / (2 * spec.bound)) @ (slope * upstream)
-    return jnp.stack(to_tables), jnp.stack(to_positions)
+    to_tables = _by_platform(hashgrid_native.backward_tables, tables_gradient, spec)
+    to_positions = _by_platform(hashgrid_native.backward_positions, positions_gradient, spec)
+    return to_tables(positions, cotangent), to_positions(tables, positions, cotangent)
 
 
 _encode_feature.defvjp(_encode_forward, _encode_backward)
+
+
+def _by_platform(native, plain, spec):
+    """The native kernel where the call is lowered for the CPU, its plain JAX twin elsewhere."""
+    return functools.partial(
+        jax.lax.platform_dependent,
+        cpu=functools.partial(native, spec=spec),
+        default=functools.partial(plain, spec=spec),
+    )
+
+
+def interpolate(tables: jax.Array, positions: jax.Array, spec: GridSpec) -> jax.Array:
+    """One feature in plain JAX, the native kernel's specification: f32 [3, entries], [3, N] -> [3, levels, N]."""
+    unit, inside = _to_unit(positions, spec)
+    planes = []
+    for plane, table in enumerate(tables):
+        cells = _locate(unit, plane, spec)
+        planes.append(_blend(_read_corners(table, cells, spec), cells))
+    return jnp.where(inside, jnp.stack(planes), 0.0)
+
+
+def tables_gradient(positions: jax.Array, cotangent: jax.Array, spec: GridSpec) -> jax.Array:
+    """Gradient f32 [3, entries] of `interpolate`'s tables, from that of its result [3, levels, N]."""
+    unit, inside = _to_unit(positions, spec)
+    cotangent = jnp.where(inside, cotangent, 0.0)
+    return jnp.stack([_scatter(_locate(unit, plane, spec), cotangent[plane], spec) for plane in range(len(PLANES))])
+
+
+def positions_gradient(tables: jax.Array, positions: jax.Array, cotangent: jax.Array, spec: GridSpec) -> jax.Array:
+    """Gradient f32 [3, N] of `interpolate`'s positions, likewise."""
+    unit, inside = _to_unit(positions, spec)
+    cotangent = jnp.where(inside, cotangent, 0.0)
+    axes = [jnp.zeros_like(unit[0])] * 3
+    for plane, (table, upstream) in enumerate(zip(tables, cotangent, strict=True)):
+        cells = _locate(unit, plane, spec)
+        # Without the barrier XLA repeats the reads for every use of a corner.
+        corners = jax.lax.optimization_barrier(_read_corners(table, cells, spec))
+        for axis, slope in zip(PLANES[plane], _slopes(corners, cells), strict=True):
+            # A product, not a sum over the levels: XLA's CPU reduction of a leading axis takes twenty times as long.
+            axes[axis] += (_spans(spec)[:, 0] / (2 * spec.bound)) @ (slope * upstream)
+    return jnp.stack(axes)
 
 
 def _to_unit(positions, spec):

@@ -1,0 +1,233 @@
+#include "grid.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "clones.h"
+#include "parallel.h"
+
+namespace fg3dgs {
+namespace {
+
+constexpr int kPlanes[3][2] = {{0, 1}, {1, 2}, {0, 2}};
+constexpr int kPoints = 512;             // per pass: their cells stay in the first cache
+constexpr uint32_t kPrime = 2654435761;  // Teschner et al. 2003
+
+struct Level {
+  int64_t start, size;  // in a plane's table
+  int32_t resolution;
+  uint32_t hash_mask;  // 0: dense
+};
+
+Level find_level(const Grid& g, int level) {
+  const int64_t table = int64_t{1} << g.log2_table;
+  Level out = {0, 0, 0, 0};
+  for (int i = 0; i <= level; ++i) {
+    const int64_t vertices = int64_t{g.resolutions[i] + 1} * (g.resolutions[i] + 1);
+    out.start += out.size;
+    out.size = std::min(vertices, table);
+    out.resolution = g.resolutions[i];
+    out.hash_mask = vertices <= table ? 0 : static_cast<uint32_t>(table - 1);
+  }
+  return out;
+}
+
+// The cells of some points on one level of one plane, and where in them the points lie.
+struct Cells {
+  int32_t row00[kPoints], row01[kPoints], row10[kPoints], row11[kPoints];
+  float u[kPoints], v[kPoints];
+};
+
+// Coordinates in [0, 1], 0.5 where any coordinate is outside the bound or NaN; inside is 1 or 0.
+FG3DGS_CLONES
+void to_unit(const Grid& g, const float* positions, int64_t first, int count, float (*unit)[kPoints], float* inside) {
+  const float* x = positions + first;
+  const float* y = x + g.points;
+  const float* z = y + g.points;
+  const float bound = g.bound, scale = 1.0f / (2.0f * g.bound);
+  for (int l = 0; l < count; ++l) {
+    const bool in = (std::fabs(x[l]) <= bound) & (std::fabs(y[l]) <= bound) & (std::fabs(z[l]) <= bound);
+    inside[l] = in ? 1.0f : 0.0f;
+    unit[0][l] = (in ? x[l] : 0.0f) * scale + 0.5f;
+    unit[1][l] = (in ? y[l] : 0.0f) * scale + 0.5f;
+    unit[2][l] = (in ? z[l] : 0.0f) * scale + 0.5f;
+  }
+}
+
+FG3DGS_CLONES
+void locate(const Level& level, const float* a, const float* b, int count, Cells* cells) {
+  const float span = static_cast<float>(level.resolution - 1);
+  const int32_t stride = level.resolution + 1;
+  if (level.hash_mask == 0) {
+    for (int l = 0; l < count; ++l) {
+      const float along_a = a[l] * span + 0.5f, along_b = b[l] * span + 0.5f;
+      const int32_t i = static_cast<int32_t>(along_a), j = static_cast<int32_t>(along_b);
+      cells->u[l] = along_a - static_cast<float>(i);
+      cells->v[l] = along_b - static_cast<float>(j);
+      const int32_t row = i * stride + j;
+      cells->row00[l] = row;
+      cells->row01[l] = row + 1;
+      cells->row10[l] = row + stride;
+      cells->row11[l] = row + stride + 1;
+    }
+    return;
+  }
+  const uint32_t mask = level.hash_mask;
+  for (int l = 0; l < count; ++l) {
+    const float along_a = a[l] * span + 0.5f, along_b = b[l] * span + 0.5f;
+    const int32_t i = static_cast<int32_t>(along_a), j = static_cast<int32_t>(along_b);
+    cells->u[l] = along_a - static_cast<float>(i);
+    cells->v[l] = along_b - static_cast<float>(j);
+    const uint32_t i0 = static_cast<uint32_t>(i), i1 = i0 + 1;
+    const uint32_t j0 = static_cast<uint32_t>(j) * kPrime, j1 = j0 + kPrime;
+    cells->row00[l] = static_cast<int32_t>((i0 ^ j0) & mask);
+    cells->row01[l] = static_cast<int32_t>((i0 ^ j1) & mask);
+    cells->row10[l] = static_cast<int32_t>((i1 ^ j0) & mask);
+    cells->row11[l] = static_cast<int32_t>((i1 ^ j1) & mask);
+  }
+}
+
+FG3DGS_CLONES
+void interpolate(const float* __restrict table, const Cells& c, const float* __restrict inside, int count,
+                 float* __restrict out) {
+  for (int l = 0; l < count; ++l) {
+    const float c00 = table[c.row00[l]], c01 = table[c.row01[l]], c10 = table[c.row10[l]], c11 = table[c.row11[l]];
+    const float low = c00 + c.v[l] * (c01 - c00), high = c10 + c.v[l] * (c11 - c10);
+    out[l] = inside[l] * (low + c.u[l] * (high - low));
+  }
+}
+
+// Adds slope * upstream * scale along both axes of the plane.
+FG3DGS_CLONES
+void add_slopes(const float* __restrict table, const Cells& c, const float* __restrict upstream, float scale, int count,
+                float* __restrict da, float* __restrict db) {
+  for (int l = 0; l < count; ++l) {
+    const float c00 = table[c.row00[l]], c01 = table[c.row01[l]], c10 = table[c.row10[l]], c11 = table[c.row11[l]];
+    const float along_v0 = c01 - c00, along_v1 = c11 - c10;
+    const float along_u = (c10 - c00) + c.v[l] * (along_v1 - along_v0);
+    const float along_v = along_v0 + c.u[l] * (along_v1 - along_v0);
+    da[l] += along_u * upstream[l] * scale;
+    db[l] += along_v * upstream[l] * scale;
+  }
+}
+
+// The corners' shares of the upstream cotangent: two neighbours along v next to each other.
+struct Shares {
+  float low[kPoints][2], high[kPoints][2];
+};
+
+FG3DGS_CLONES
+void share(const Cells& c, const float* upstream, const float* inside, int count, Shares* s) {
+  for (int l = 0; l < count; ++l) {
+    const float g = inside[l] != 0.0f ? upstream[l] : 0.0f;
+    const float high = g * c.u[l], low = g - high;
+    s->low[l][1] = low * c.v[l];
+    s->low[l][0] = low - s->low[l][1];
+    s->high[l][1] = high * c.v[l];
+    s->high[l][0] = high - s->high[l][1];
+  }
+}
+
+typedef float Pair __attribute__((vector_size(8)));
+
+inline void add_pair(float* to, const float* from) {
+  Pair a, b;
+  std::memcpy(&a, to, sizeof a);
+  std::memcpy(&b, from, sizeof b);
+  a += b;
+  std::memcpy(to, &a, sizeof a);
+}
+
+void scatter(const Level& level, const Cells& c, const Shares& s, int count, float* table) {
+  if (level.hash_mask == 0) {  // neighbours along v are neighbours in memory
+    for (int l = 0; l < count; ++l) {
+      add_pair(table + c.row00[l], s.low[l]);
+      add_pair(table + c.row10[l], s.high[l]);
+    }
+    return;
+  }
+  for (int l = 0; l < count; ++l) {
+    table[c.row00[l]] += s.low[l][0];
+    table[c.row01[l]] += s.low[l][1];
+    table[c.row10[l]] += s.high[l][0];
+    table[c.row11[l]] += s.high[l][1];
+  }
+}
+
+int64_t num_chunks(const Grid& g) { return (g.points + kPoints - 1) / kPoints; }
+
+int chunk_size(const Grid& g, int64_t chunk) {
+  return static_cast<int>(std::min<int64_t>(kPoints, g.points - chunk * kPoints));
+}
+
+}  // namespace
+
+int64_t grid_entries(const Grid& g) {
+  const Level last = find_level(g, g.levels - 1);
+  return last.start + last.size;
+}
+
+void grid_encode(const Grid& g, const float* tables, const float* positions, float* out, const Executor& executor) {
+  const int64_t entries = grid_entries(g);
+  parallel_for(executor, num_chunks(g), [&](int, int64_t chunk) {
+    alignas(64) float unit[3][kPoints], inside[kPoints];
+    Cells cells;
+    const int64_t first = chunk * kPoints;
+    const int count = chunk_size(g, chunk);
+    to_unit(g, positions, first, count, unit, inside);
+    for (int plane = 0; plane < 3; ++plane)
+      for (int i = 0; i < g.levels; ++i) {
+        const Level level = find_level(g, i);
+        locate(level, unit[kPlanes[plane][0]], unit[kPlanes[plane][1]], count, &cells);
+        interpolate(tables + plane * entries + level.start, cells, inside, count,
+                    out + (int64_t{plane} * g.levels + i) * g.points + first);
+      }
+  });
+}
+
+void grid_backward_tables(const Grid& g, const float* positions, const float* cotangent, float* out,
+                          const Executor& executor) {
+  const int64_t entries = grid_entries(g);
+  parallel_for(executor, 3 * g.levels, [&](int, int64_t task) {
+    alignas(64) float unit[3][kPoints], inside[kPoints];
+    Cells cells;
+    Shares shares;
+    const int64_t plane = task / g.levels;
+    const Level level = find_level(g, static_cast<int>(task % g.levels));
+    float* table = out + plane * entries + level.start;
+    std::memset(table, 0, sizeof(float) * level.size);
+    for (int64_t chunk = 0; chunk < num_chunks(g); ++chunk) {
+      const int count = chunk_size(g, chunk);
+      to_unit(g, positions, chunk * kPoints, count, unit, inside);
+      locate(level, unit[kPlanes[plane][0]], unit[kPlanes[plane][1]], count, &cells);
+      share(cells, cotangent + task * g.points + chunk * kPoints, inside, count, &shares);
+      scatter(level, cells, shares, count, table);
+    }
+  });
+}
+
+void grid_backward_positions(const Grid& g, const float* tables, const float* positions, const float* cotangent,
+                             float* out, const Executor& executor) {
+  const int64_t entries = grid_entries(g);
+  parallel_for(executor, num_chunks(g), [&](int, int64_t chunk) {
+    alignas(64) float unit[3][kPoints], inside[kPoints], gradient[3][kPoints] = {};
+    Cells cells;
+    const int64_t first = chunk * kPoints;
+    const int count = chunk_size(g, chunk);
+    to_unit(g, positions, first, count, unit, inside);
+    for (int plane = 0; plane < 3; ++plane)
+      for (int i = 0; i < g.levels; ++i) {
+        const Level level = find_level(g, i);
+        const int a = kPlanes[plane][0], b = kPlanes[plane][1];
+        locate(level, unit[a], unit[b], count, &cells);
+        add_slopes(tables + plane * entries + level.start, cells,
+                   cotangent + (int64_t{plane} * g.levels + i) * g.points + first,
+                   static_cast<float>(level.resolution - 1) / (2.0f * g.bound), count, gradient[a], gradient[b]);
+      }
+    for (int axis = 0; axis < 3; ++axis)
+      for (int l = 0; l < count; ++l) out[axis * g.points + first + l] = inside[l] != 0.0f ? gradient[axis][l] : 0.0f;
+  });
+}
+
+}  // namespace fg3dgs
