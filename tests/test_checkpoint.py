@@ -1,5 +1,6 @@
 """A checkpoint is whole or absent and comes back bit for bit; damage is noticed, which Orbax alone does not do."""
 
+import contextlib
 import errno
 import json
 import os
@@ -143,13 +144,15 @@ def test_orbax_alone_does_not_notice(tmp_path):
     noise = {"x": np.random.default_rng(0).standard_normal(10_000)}
     folder = checkpoint.save(tmp_path, 10, noise, INFO)
     largest = max(files(folder / "arrays"), key=lambda path: path.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        read = reader.restore(folder / "arrays")
-    assert read["x"].shape == (10_000,) and (np.asarray(read["x"]) != noise["x"]).sum() == 1
-    assert not checkpoint._matches(folder)
+    whole, silent = largest.read_bytes(), 0
+    for place in range(1, 6):
+        data = bytearray(whole)
+        data[place * len(data) // 6] ^= 1
+        largest.write_bytes(data)
+        assert not checkpoint._matches(folder)
+        with contextlib.suppress(ValueError), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            silent += bool((np.asarray(reader.restore(folder / "arrays")["x"]) != noise["x"]).any())
+    assert silent  # some flips break the compression, and only those are noticed
 
 
 def test_all_damaged_is_refused_in_one_sentence(two_steps):
