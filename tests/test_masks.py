@@ -69,7 +69,7 @@ def test_the_head_is_told_from_neck_and_clothes(long_hair):
 def test_lips_inner_mouth_and_eyes_are_parts_of_the_head():
     image, person, _ = portrait(False)
     points = landmarks()
-    labels = masks.label_frame(image, person, points, np.zeros(masks.BINS**3, np.float32))
+    labels = masks.label_frame(image, person, points, np.zeros(masks.NUM_CELLS, np.float32))
     lips, inner, eyes = ((labels & label) > 0 for label in (Label.LIPS, Label.INNER_MOUTH, Label.EYES))
     assert inner[135, 128] and lips[142, 128] and not (lips & inner).any()
     assert eyes[98, 112] and eyes[98, 144] and not eyes[98, 128]
@@ -77,7 +77,9 @@ def test_lips_inner_mouth_and_eyes_are_parts_of_the_head():
         assert ((labels[part] & Label.HEAD) > 0).all() and not (labels[part] & Label.TORSO).any()
     closed = points.copy()
     closed[14] = closed[13]
-    assert not (masks.label_frame(image, person, closed, np.zeros(masks.BINS**3, np.float32)) & Label.INNER_MOUTH).any()
+    assert not (
+        masks.label_frame(image, person, closed, np.zeros(masks.NUM_CELLS, np.float32)) & Label.INNER_MOUTH
+    ).any()
 
 
 def test_the_torso_continues_behind_the_chin_and_holds_no_head():
@@ -138,6 +140,6 @@ def test_the_guided_filter_keeps_constants_and_edges():
 def test_a_model_that_sees_hair_takes_the_colours_place():
     image, person, head = portrait(True)
     seen = np.where(head & (np.abs(image.astype(int) - HAIR).sum(-1) < 60), 255, 0).astype(np.uint8)
-    labels = masks.label_frame(image, person, landmarks(), np.zeros(masks.BINS**3, np.float32), seen)
+    labels = masks.label_frame(image, person, landmarks(), np.zeros(masks.NUM_CELLS, np.float32), seen)
     found = (labels & Label.HEAD) > 0
     assert (found & head).sum() / (found | head).sum() > 0.95

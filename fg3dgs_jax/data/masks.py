@@ -26,7 +26,9 @@ LIPS_OUTER = np.array([61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 2
 LIPS_INNER = np.array([78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191])
 LOBES, LOBE_MARGIN = (132, 361), 0.04  # where the ears end, on the image's left and right; face heights
 BROWS = np.array([70, 63, 105, 66, 107, 336, 296, 334, 293, 300])
-BINS = 32  # of each colour axis
+CELLS = (32, 16, 16, 4)  # of lightness, chroma a and b, texture
+NUM_CELLS = int(np.prod(CELLS))
+TEXTURES = (1.0, 2.0, 4.0)  # mean absolute fine detail of the lightness, 0 to 255
 
 
 class FaceAxes(NamedTuple):
@@ -91,10 +93,14 @@ def below_lobes(landmarks: np.ndarray, axes: FaceAxes) -> np.ndarray:
 
 
 def colour_bins(image: np.ndarray) -> np.ndarray:
-    """Index i32 [H, W] of each pixel's colour cell; chroma has finer cells than lightness."""
-    lab = cv2.cvtColor(cv2.GaussianBlur(image, (0, 0), 0.8), cv2.COLOR_RGB2LAB).astype(np.int32)
-    chroma = np.clip((lab[..., 1:] - 128) * 3 + 128, 0, 255) >> 3
-    return (lab[..., 0] >> 3) * BINS * BINS + chroma[..., 0] * BINS + chroma[..., 1]
+    """Index i32 [H, W] of each pixel's cell of lightness, chroma and texture: hair has strands, skin is smooth."""
+    lab = cv2.cvtColor(cv2.GaussianBlur(image, (0, 0), 0.8), cv2.COLOR_RGB2LAB)
+    light = lab[..., 0].astype(np.float32)
+    detail = cv2.blur(np.abs(light - cv2.GaussianBlur(light, (0, 0), 1.5)), (7, 7))
+    texture = np.digitize(detail, TEXTURES)
+    chroma = np.clip((lab[..., 1:].astype(np.int32) - 128) * 3 + 128, 0, 255) >> 4
+    cells = (lab[..., 0] >> 3, chroma[..., 0], chroma[..., 1], texture)
+    return np.ravel_multi_index(cells, CELLS).astype(np.int32)
 
 
 def hair_prior(axes: FaceAxes, low: np.ndarray, oval: np.ndarray) -> np.ndarray:
@@ -116,18 +122,19 @@ def hair_posterior(ratio: np.ndarray, prior: np.ndarray, low: np.ndarray, face: 
 
 
 def learn_hair(images: list[np.ndarray], persons: list[np.ndarray], landmarks: np.ndarray) -> np.ndarray:
-    """Likelihood ratio hair / (hair + neck + clothes) per colour cell, f32 [BINS^3], from some frames of the clip.
+    """Likelihood ratio hair / (hair + neck + clothes) per colour cell, f32 [NUM_CELLS], from some frames of the clip.
 
     Seeds: hair is around the face above the lobes, clothes are at the lower edge, skin on the face and the neck under
     the chin. Two more rounds add what the first ones find, for hair that changes its colour towards the tips.
     """
     frames = []
-    for image, person, points in zip(images, persons, landmarks, strict=True):
-        height, width = image.shape[:2]
+    for full, outline, points in zip(images, persons, landmarks / 2, strict=True):
+        height, width = full.shape[0] // 2, full.shape[1] // 2  # half size, as in `label_frame`: texture depends on it
+        image, person = (cv2.resize(a, (width, height), interpolation=cv2.INTER_AREA) for a in (full, outline))
         axes = face_axes(points, width, height)
         low = below_lobes(points, axes)
         oval = clips.polygon_mask(_grown(points[OVAL, :2], 1.12), width, height)
-        solid = cv2.erode(person, np.ones((7, 7), np.uint8)) > 230
+        solid = cv2.erode(person, np.ones((5, 5), np.uint8)) > 230
         ears = (axes.down > -0.8) & (np.abs(axes.across) < 0.65)
         hair = solid & ~oval & ~low & ~ears & ((axes.down < -1.2) | (np.abs(axes.across) > 0.5))
         other = solid & (clips.polygon_mask(_grown(points[OVAL, :2], 0.7), width, height) & (axes.down > -0.6))
@@ -137,7 +144,7 @@ def learn_hair(images: list[np.ndarray], persons: list[np.ndarray], landmarks: n
         frames.append((colour_bins(image), hair, other, solid & low & ~oval, place))
     ratio = None
     for _ in range(3):
-        counts = np.zeros((2, BINS**3))
+        counts = np.zeros((2, NUM_CELLS))
         for cells, hair, other, open_region, place in frames:
             weight = np.zeros((2, *cells.shape))
             weight[0], weight[1] = hair, other
@@ -147,9 +154,9 @@ def learn_hair(images: list[np.ndarray], persons: list[np.ndarray], landmarks: n
                 weight[0] += 0.5 * open_region * np.clip(2 * posterior - 1, 0, 1)
                 weight[1] += 0.5 * open_region * np.clip(1 - 2 * posterior, 0, 1) * (place[0] < 0.35)
             for row in range(2):
-                counts[row] += np.bincount(cells.ravel(), weight[row].ravel(), BINS**3)
+                counts[row] += np.bincount(cells.ravel(), weight[row].ravel(), NUM_CELLS)
         if counts[0].sum() < 0.004 * sum(place[2] ** 2 for *_, place in frames):  # hardly any hair to learn from
-            return np.zeros(BINS**3, np.float32)
+            return np.zeros(NUM_CELLS, np.float32)
         density = [_spread(row / max(row.sum(), 1)) for row in counts]
         ratio = (density[0] / (density[0] + density[1])).astype(np.float32)
     return ratio
@@ -157,8 +164,8 @@ def learn_hair(images: list[np.ndarray], persons: list[np.ndarray], landmarks: n
 
 def _spread(density: np.ndarray) -> np.ndarray:
     """Colours that the seeds hardly hold go with the nearest colours that they do."""
-    cube = density.reshape(BINS, BINS, BINS)
-    near, far = (gaussian_filter(cube, sigma, mode="constant") for sigma in (0.7, 2.5))
+    cube = density.reshape(CELLS)
+    near, far = (gaussian_filter(cube, (s, s / 2, s / 2, 0.5), mode="constant") for s in (0.7, 2.5))
     return (0.8 * near + 0.2 * far).ravel() + 1e-6
 
 
