@@ -1,0 +1,121 @@
+"""Times one whole training step of configs/fg3dgs.py: stage x pixels x Gaussians, and what compiling it costs.
+
+    python benchmarks/train_step.py [--quick] [--out benchmarks/results/train_step.json]
+
+The data is a procedural clip; all slots of the pools are alive, the regions' shares are the config's (face : mouth :
+eyes = 8 : 4 : 2). The head is first trained for a few steps, so that Gaussians have sizes as they occur in a run. The
+native D-SSIM and rasterizer must agree with their pure-JAX twins before anything is timed.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rasterizer as rasterizer_benchmark
+
+from fg3dgs_jax import cli
+from fg3dgs_jax.data import synthetic
+from fg3dgs_jax.data.dataset import Dataset, open_dataset
+from fg3dgs_jax.losses import image
+from fg3dgs_jax.training import loop
+from fg3dgs_jax.training.step import make_step
+
+CONFIG = Path(__file__).parents[1] / "configs" / "fg3dgs.py"
+SHARES = {"face": 8 / 14, "mouth": 4 / 14, "eyes": 2 / 14}
+WARM_STEPS = 40
+
+
+def assert_parity() -> None:
+    """The native kernels against their twins; rasterizer.py holds the rasterizer's."""
+    rasterizer_benchmark.assert_parity()
+    a, b = (jax.random.uniform(jax.random.key(i), (64, 48, 3)) for i in range(2))
+    value, gradient = jax.value_and_grad(image.dssim)(a, b)
+    expected, slopes = jax.value_and_grad(image.dssim_reference)(a, b)
+    assert abs(float(value - expected)) < 1e-5
+    assert float(jnp.abs(gradient - slopes).max()) < 1e-4 * float(jnp.abs(slopes).max())
+
+
+def prepare(dataset: Dataset, gaussians: int, workdir: Path) -> loop.Run:
+    """The config's run with full pools of `gaussians` slots in all."""
+    config = cli.load_config(str(CONFIG))
+    for name, share in SHARES.items():
+        count = round(gaussians * share / 64) * 64
+        config.regions[name].update(points=count, capacity=count)
+    return loop.prepare(config, dataset, workdir)
+
+
+def fill(state, run: loop.Run):
+    """Every slot alive: a dead one costs the rasterizer nothing and would flatter it."""
+    pools = {name: pool.replace(alive=jnp.ones_like(pool.alive)) for name, pool in state.pools.items()}
+    return state.replace(pools=pools)
+
+
+def time_stage(run: loop.Run, stage, rounds: int) -> dict:
+    """Median and spread of a step in milliseconds, and the seconds its first call took."""
+    state = fill(loop.first_state(run), run)
+    ids = run.dataset.train_ids
+    frames = [jax.device_put(run.dataset.frame(int(ids[i % len(ids)]))) for i in range(8)]
+    step = make_step(loop.plan(run, stage, None))
+    start = time.perf_counter()
+    state, _ = jax.block_until_ready(step(state, frames[0]))
+    first = time.perf_counter() - start
+    for i in range(WARM_STEPS):
+        state, metrics = step(state, frames[i % len(frames)])
+    jax.block_until_ready(state)
+    times = []
+    for i in range(rounds):
+        start = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, frames[i % len(frames)]))
+        times.append(1e3 * (time.perf_counter() - start))
+    assert np.isfinite(float(metrics["loss"])) and int(state.trouble) == 0
+    return {
+        "stage": stage.name,
+        "size": run.dataset.width,
+        "gaussians": int(sum(pool.alive.shape[0] for pool in state.pools.values())),
+        "ms": statistics.median(times),
+        "ms_low": min(times),
+        "first_call_s": first,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def main() -> None:
+    """Prints a table and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one size, few rounds")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "train_step.json")
+    flags = parser.parse_args()
+    cli.keep_memory()
+    assert_parity()
+    cases = [(512, 20_000)] if flags.quick else [(256, 14_000), (512, 20_000), (512, 30_000)]
+    rows = []
+    print("stage     pixels  Gaussians  ms, median  fastest  first call, s  peak, GB")
+    with tempfile.TemporaryDirectory() as folder:
+        for size, gaussians in cases:
+            path = Path(folder) / str(size)
+            if not path.exists():
+                synthetic.make(path, 25, size)
+            run = prepare(open_dataset(path), gaussians, Path(folder) / "run")
+            for stage in run.stages:
+                row = time_stage(run, stage, 5 if flags.quick else flags.rounds)
+                rows.append(row)
+                print(
+                    f"{row['stage']:8} {row['size']:7} {row['gaussians']:10} {row['ms']:11.1f} {row['ms_low']:8.1f} "
+                    f"{row['first_call_s']:14.1f} {row['peak_gb']:9.2f}",
+                    flush=True,
+                )
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    flags.out.write_text(json.dumps({"machine": rasterizer_benchmark.machine(), "rows": rows}, indent=1) + "\n")
+    print(f"wrote {flags.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The trainer on a small procedural clip: stages freeze what they say, trouble stops them, resuming changes nothing."""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fg3dgs_jax.data import synthetic
+from fg3dgs_jax.data.dataset import open_dataset
+from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.training import loop, seeds
+from fg3dgs_jax.training.signals import Interrupt, Stopped
+from fg3dgs_jax.training.step import make_densify, make_step
+
+TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
+
+
+class Silent:
+    """Keeps what the trainer tells."""
+
+    def __init__(self):
+        self.metrics = {}
+
+    def update(self, step, stage, metrics):
+        self.metrics[step] = (stage, metrics)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "data"
+    synthetic.make(path, 25, 64)
+    return open_dataset(path)
+
+
+def config(**steps):
+    spec = importlib.util.spec_from_file_location("tiny", TINY)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.get_config()
+    found.update(schedule_scale=1.0, preview_every=10_000, save_every=10_000, log_every=1)
+    for name, count in {"static": 4, "motion": 6, "fusion": 3, **steps}.items():
+        found.stages[name].steps = count
+        found.stages[name].densify.update(start=1, stop=5, every=2, shortest=1)
+    return found
+
+
+def copy(tree):
+    return jax.tree.map(lambda x: np.array(x), tree)
+
+
+def run_steps(run, stage, state, count, seed=0):
+    step = make_step(loop.plan(run, stage, None))
+    ids = np.random.default_rng(seed).permutation(run.dataset.train_ids)
+    for i in range(count):
+        state, metrics = step(state, run.dataset.frame(int(ids[i % len(ids)])))
+    return state, metrics
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    return loop.prepare(config(), dataset, tmp_path_factory.mktemp("run"))
+
+
+def moved(before, after):
+    """Names of the leaves that differ."""
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(before)[0]]
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return {name for name, (a, b) in zip(names, pairs, strict=True) if not np.array_equal(a, b)}
+
+
+def test_a_stage_moves_what_it_says_and_nothing_else(run):
+    state = loop.first_state(run)
+    start = copy(state.params)
+    state, _ = run_steps(run, run.stages[0], state, 2)
+    static = copy(state.params)
+    changed = moved(start, static)
+    assert changed and not any("motion" in name for name in changed)
+    assert all(any(f"['{r}']" in name for name in changed) for r in ("face", "mouth", "eyes"))
+    state, _ = run_steps(run, run.stages[1], state.replace(step=jnp.asarray(4, jnp.int32)), 3)
+    motion = copy(state.params)
+    changed = moved(static, motion)
+    for region in ("face", "mouth", "eyes"):
+        assert any(f"['{region}']['motion']['grid']" in name for name in changed)
+        assert any(f"['{region}']['gaussians'].means" in name for name in changed)
+    state, _ = run_steps(run, run.stages[2], state.replace(step=jnp.asarray(10, jnp.int32)), 2)
+    changed = {name.split(".")[-1] for name in moved(motion, copy(state.params))}
+    assert changed == {"sh", "logit_opacities"}
+
+
+def test_training_brings_the_head_closer(run):
+    step, state = make_step(loop.plan(run, run.stages[0], None)), loop.first_state(run)
+    frame, losses = run.dataset.frame(int(run.dataset.train_ids[0])), []
+    for _ in range(60):
+        state, metrics = step(state, frame)
+        losses.append(float(metrics["loss"]))
+    # Backgrounds change from step to step, hence the means.
+    print("losses", losses[:5], losses[-10:])
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5]), losses
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_named(run):
+    state = loop.first_state(run)
+    good = run.dataset.frame(int(run.dataset.train_ids[0]))
+    broken = good.replace(viewmat=np.full((4, 4), np.nan, np.float32))
+    plan = loop.plan(run, run.stages[1], None)
+    bad_motion = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params["face"]["motion"])
+    params = {**state.params, "face": {**state.params["face"], "motion": bad_motion}}
+    state = state.replace(params=params)
+    before = copy((state.params["mouth"], state.opt["gaussians"].mu, state.step))
+    state, _ = make_step(plan)(state, good)
+    assert plan.term_names[int(state.trouble) - 1].startswith("face/delta")
+    state, _ = make_step(plan)(state, broken)  # and stays as it is
+    assert not moved(before, copy((state.params["mouth"], state.opt["gaussians"].mu, state.step)))
+
+
+def test_training_stops_at_a_loss_that_is_not_finite(dataset, tmp_path):
+    broken = config()
+    broken.stages.static.rates.log_scales = (1e30, 1e30)
+    with pytest.raises(UserError, match=r"step \d+: the term .* is not finite"):
+        loop.train(loop.prepare(broken, dataset, tmp_path), Interrupt(), Silent())
+
+
+def test_too_few_pairs_are_reported_and_recovered_from(dataset, tmp_path, caplog):
+    tight = config(static=3, motion=0, fusion=0)
+    tight.rasterizer.max_pairs = 64
+    with caplog.at_level(logging.WARNING):
+        state = loop.train(loop.prepare(tight, dataset, tmp_path / "tight"), Interrupt(), Silent())
+    assert "needs" in caplog.text and "64" in caplog.text
+    free = loop.train(
+        loop.prepare(config(static=3, motion=0, fusion=0), dataset, tmp_path / "free"), Interrupt(), Silent()
+    )
+    assert not moved(copy(free.params), copy(state.params))  # the step that overflowed ran again, with the same frame
+
+
+def test_densify_keeps_moments_beside_parameters(run):
+    state, _ = run_steps(run, run.stages[0], loop.first_state(run), 3)
+    before = {name: int(pool.alive.sum()) for name, pool in state.pools.items()}
+    state, counts = make_densify(loop.plan(run, run.stages[0], None))(state)
+    for name, pool in state.pools.items():
+        added = int(counts[f"{name}/cloned"]) + int(counts[f"{name}/split"]) - int(counts[f"{name}/pruned"])
+        assert int(pool.alive.sum()) == before[name] + added == int(counts[f"{name}/alive"])
+        assert not np.asarray(pool.grad_sum).any()
+    _, metrics = run_steps(run, run.stages[0], state, 1)
+    assert np.isfinite(float(metrics["loss"]))
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(dataset, tmp_path):
+    whole = loop.train(loop.prepare(config(), dataset, tmp_path / "whole"), Interrupt(), Silent())
+
+    class StopAt(Silent):
+        def update(self, step, stage, metrics):
+            interrupt.requested = interrupt.requested or step == 7
+
+    interrupt = Interrupt()
+    halves = loop.prepare(config(), dataset, tmp_path / "halves")
+    with pytest.raises(Stopped, match="step 7"):
+        loop.train(halves, interrupt, StopAt())
+    resumed = loop.train(halves, Interrupt(), Silent())
+    assert int(resumed.step) == 13
+    assert not moved(copy(whole), copy(resumed))  # bit for bit
+
+
+def test_seeds_lie_inside_the_masks(run):
+    for task in run.tasks.values():
+        points, colors = seeds.seed_points(run.dataset, task, 300, 0)
+        assert len(points) > 50 and points.dtype == np.float32
+        assert colors.min() >= 0.0 and colors.max() <= 1.0
+        index = int(run.dataset.train_ids[3])
+        pixels = seeds.project(points, run.dataset.viewmats[index], run.dataset.intrinsics).astype(int)
+        labels = run.dataset.pictures(index).labels[pixels[:, 1].clip(0, 63), pixels[:, 0].clip(0, 63)]
+        inside = ((labels & task.include) != 0) & ((labels & task.exclude) == 0)
+        assert inside.mean() > 0.5  # each view alone may disagree with the vote of 24
+
+
+def test_triangulation_finds_a_point():
+    rng = np.random.default_rng(0)
+    point, intrinsics = np.array([0.02, -0.03, 0.05]), np.array([300.0, 310.0, 128.0, 120.0])
+    viewmats = np.tile(np.eye(4), (5, 1, 1))
+    viewmats[:, :3, 3] = [0, 0, 0.7] + 0.1 * rng.standard_normal((5, 3))
+    pixels = np.stack([seeds.project(point[None], view, intrinsics)[0] for view in viewmats])
+    np.testing.assert_allclose(seeds.triangulate(pixels, viewmats, intrinsics), point, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(schedule=("statc",)), "statc"),
+        (lambda c: c.update(schedule=()), "at least one"),
+        (lambda c: c.stages.static.weights.update(ssim=1.0), "no such loss term"),
+        (lambda c: c.stages.static.rates.update(colour=(1.0, 1.0)), "no such group"),
+        (lambda c: c.regions.face.update(include=("hed",)), "no label"),
+        (lambda c: c.regions.face.update(box="nose"), "nose"),
+        (lambda c: c.regions.face.update(motion="fast"), "fast"),
+        (lambda c: c.groups.means.update(pattern="x"), "no group"),
+    ],
+)
+def test_a_config_that_cannot_run_is_refused_before_it_starts(dataset, tmp_path, change, message):
+    bad = config()
+    with bad.unlocked():
+        change(bad)
+    with pytest.raises(UserError, match=message):
+        loop.prepare(bad, dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
