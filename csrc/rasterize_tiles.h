@@ -143,7 +143,7 @@ FG_INLINE void for_quads(const TileView& t, const Visit& visit) {
     }
 }
 
-// Copies `channels` planes from plane `first` on to an image, or back. Pixels outside the image read as 0.
+// Copies `channels` planes from plane `first` on to an image.
 template <int C>
 inline void write_planes(const TileView& t, int first, int channels, int image_width, float* image) {
   for_quads(t, [&](const float* p, int x, int y, int inside) {
@@ -152,17 +152,6 @@ inline void write_planes(const TileView& t, int first, int channels, int image_w
     if (inside == 4) return interleave4<C>(p, channels, out);
     for (int l = 0; l < inside; ++l)
       for (int c = 0; c < channels; ++c) out[l * channels + c] = p[c * kBlockLanes + l];
-  });
-}
-
-template <int C>
-inline void read_planes(const TileView& t, int first, int channels, int image_width, const float* image) {
-  for_quads(t, [&](float* p, int x, int y, int inside) {
-    p += first * kBlockLanes;
-    const float* in = image + (int64_t{t.y + y} * image_width + t.x + x) * channels;
-    if (inside == 4) return deinterleave4<C>(in, channels, p);
-    for (int l = 0; l < 4; ++l)
-      for (int c = 0; c < channels; ++c) p[c * kBlockLanes + l] = l < inside ? in[l * channels + c] : 0.0f;
   });
 }
 
@@ -195,12 +184,22 @@ struct Batch {
   }
 };
 
+inline void clear_tile(const TileView& t, int image_width, int channels, const Images& out) {
+  for (int y = 0; y < t.height; ++y) {
+    const int64_t at = int64_t{t.y + y} * image_width + t.x;
+    std::memset(out.alpha + at, 0, sizeof(float) * t.width);
+    std::memset(out.depth + at, 0, sizeof(float) * t.width);
+    std::memset(out.color + at * channels, 0, sizeof(float) * t.width * channels);
+  }
+}
+
 // Planes: transmittance, alpha, depth, colours. C = 0: any number of channels.
 template <int C>
 void blend_tile(const Work& w, const Images& out, int tile, float* scratch) {
   const Scene& s = *w.scene;
   const int channels = C ? C : s.channels;
   const TileView t = view_tile(s, w.tiles_x, tile, channels + 3, scratch);
+  if (w.tile_start[tile] == w.tile_start[tile + 1]) return clear_tile(t, s.width, channels, out);
   std::memset(scratch, 0, sizeof(float) * 16 * kBlockLanes * t.planes);
   uint32_t live = open_tile(t);
   const uint32_t* items = w.tile_items + w.tile_start[tile];
@@ -265,25 +264,40 @@ FG_INLINE vf sum_lanes(const vf* v, int count) {
 }
 
 // Opens a tile for the backward pass. Planes: transmittance; rest, what the Gaussians still to come add to the loss,
-// at first sum(cotangent * image); the cotangents of alpha, depth, colours; as many planes of scratch.
+// at first sum(cotangent * image); the cotangents of alpha, depth, colours, 0 outside the image.
 template <int C>
 inline uint32_t open_tile_backward(const Scene& s, const TileView& t, int channels, const ConstImages& rendered,
                                    const ConstImages& cotangents) {
-  const int cotangent = 2, value = 4 + channels;
-  read_planes<1>(t, cotangent, 1, s.width, cotangents.alpha);
-  read_planes<1>(t, cotangent + 1, 1, s.width, cotangents.depth);
-  read_planes<C>(t, cotangent + 2, channels, s.width, cotangents.color);
-  read_planes<1>(t, value, 1, s.width, rendered.alpha);
-  read_planes<1>(t, value + 1, 1, s.width, rendered.depth);
-  read_planes<C>(t, value + 2, channels, s.width, rendered.color);
-  for (int b = 0; b < 16; ++b)
-    for (int j = 0; j < kParts; ++j) {
-      float* p = t.block(b) + j * kWidth;
-      vf rest = zero();
-      for (int i = 0; i < channels + 2; ++i)
-        rest += load(p + (cotangent + i) * kBlockLanes) * load(p + (value + i) * kBlockLanes);
-      store(p + kBlockLanes, rest);
+  for_quads(t, [&](float* p, int x, int y, int inside) {
+    const int64_t at = int64_t{t.y + y} * s.width + t.x + x;
+    float *rest = p + kBlockLanes, *dalpha = rest + kBlockLanes, *ddepth = dalpha + kBlockLanes;
+    float* dcolor = ddepth + kBlockLanes;
+    if constexpr (C > 0) {
+      if (inside == 4) {
+        const v4 da = load4(cotangents.alpha + at), dz = load4(cotangents.depth + at);
+        v4 sum = da * load4(rendered.alpha + at) + dz * load4(rendered.depth + at);
+        float color[C * kBlockLanes];
+        deinterleave4<C>(rendered.color + at * C, C, color);
+        deinterleave4<C>(cotangents.color + at * C, C, dcolor);
+        for (int c = 0; c < C; ++c) sum += load4(dcolor + c * kBlockLanes) * load4(color + c * kBlockLanes);
+        store4(dalpha, da);
+        store4(ddepth, dz);
+        store4(rest, sum);
+        return;
+      }
     }
+    for (int l = 0; l < 4; ++l) {
+      const bool in = l < inside;
+      dalpha[l] = in ? cotangents.alpha[at + l] : 0.0f;
+      ddepth[l] = in ? cotangents.depth[at + l] : 0.0f;
+      rest[l] = in ? dalpha[l] * rendered.alpha[at + l] + ddepth[l] * rendered.depth[at + l] : 0.0f;
+      for (int c = 0; c < channels; ++c) {
+        const float d = in ? cotangents.color[(at + l) * channels + c] : 0.0f;
+        dcolor[c * kBlockLanes + l] = d;
+        if (in) rest[l] += d * rendered.color[(at + l) * channels + c];
+      }
+    }
+  });
   return open_tile(t);
 }
 
@@ -331,7 +345,8 @@ void blend_tile_backward(const Work& w, const ConstImages& rendered, const Const
                          float* scratch) {
   const Scene& s = *w.scene;
   const int channels = C ? C : s.channels, count = 7 + channels;
-  const TileView t = view_tile(s, w.tiles_x, tile, 6 + 2 * channels, scratch);
+  const TileView t = view_tile(s, w.tiles_x, tile, 4 + channels, scratch);
+  if (w.tile_start[tile] == w.tile_start[tile + 1]) return;
   uint32_t live = open_tile_backward<C>(s, t, channels, rendered, cotangents);
   vf fixed_sums[C ? 7 + C : 1];
   vf* const sums = C ? fixed_sums : reinterpret_cast<vf*>(scratch + 16 * kBlockLanes * t.planes);
