@@ -1,5 +1,7 @@
 """Scenes shared by the rasterizer's tests and by the processes that they start."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,3 +57,8 @@ def render_and_pull(operands, cotangents, width: int = 70, height: int = 50, **o
 
     _, pull, rendered = jax.vjp(images, tuple(map(jnp.asarray, operands)), has_aux=True)
     return rendered, pull(tuple(map(jnp.asarray, cotangents)))[0]
+
+
+# The reference's program is large and the scenes are small: compile it fast, without LLVM's optimizer, and share it.
+FAST = {"xla_backend_optimization_level": 0}
+reference = jax.jit(functools.partial(render_and_pull, backend="reference"), compiler_options=FAST)

@@ -1,24 +1,16 @@
 """Values and every gradient of the native rasterizer against the pure-JAX reference, and the reference against
 finite differences: the kernel's derivatives are written by hand, so each one needs an independent witness."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rasterizer_scenes import NAMES, random_cotangents, random_scene, render, render_and_pull
+from rasterizer_scenes import FAST, NAMES, random_cotangents, random_scene, reference, render, render_and_pull
 
 # float32 sums of some hundred terms in another order: a few 1e-6 relative to the largest, tenfold margin. The kernel's
 # exp2 adds 1e-7 per alpha.
 IMAGE_TOLERANCE = 1e-5  # times the largest depth (4) for the depth image
 GRADIENT_TOLERANCE = 5e-5  # of the largest entry of the same gradient
-
-# The reference's program is large and the test's scene small: compile it fast, without LLVM's optimizer.
-FAST = {"xla_backend_optimization_level": 0}
-
-
-reference = jax.jit(functools.partial(render_and_pull, backend="reference"), compiler_options=FAST)
 
 
 def compare(got, want):
