@@ -70,12 +70,11 @@ def open_source(flags: argparse.Namespace) -> intake.Source:
     audio_io.features(flags.audio_features, np.zeros(audio_io.SAMPLE_RATE, np.float32))
     info = video.probe(flags.clip)
     intake.check_header(flags.clip, info)
-    found = [models.find_model(flags.models, model) for model in (models.LANDMARKS, models.PERSON)]
-    found.append(
-        models.find_model(flags.models, models.PARTS) if (flags.models / models.PARTS.name).is_file() else None
-    )
+    landmarks, person = (models.find_model(flags.models, model) for model in (models.LANDMARKS, models.PERSON))
+    has_parts = (flags.models / models.PARTS.name).is_file()
+    parts = models.find_model(flags.models, models.PARTS) if has_parts else None
     models.import_mediapipe()
-    return intake.Source(flags.clip, *found, flags.size, flags.fps, info)
+    return intake.Source(flags.clip, landmarks, person, parts, flags.size, flags.fps, info)
 
 
 def check_out(out: Path) -> None:

@@ -180,7 +180,8 @@ def _pose_equations(pose: np.ndarray, shape: np.ndarray, focal: np.ndarray, righ
     """Per frame: normal matrix [T, 6, 6], coupling to points and focal length [T, 6, 3L+1], right side [T, 6, 1]."""
     frames = len(pose)
     flat = pose.reshape(frames, -1, 6).swapaxes(1, 2)
-    both = sum(pose[:, :, i, :, None] * shape[:, :, i, None, :] for i in range(2))  # [T, L, 6, 3]
+    columns, rows = pose[..., None], shape[:, :, :, None]
+    both = columns[:, :, 0] * rows[:, :, 0] + columns[:, :, 1] * rows[:, :, 1]  # [T, L, 6, 3]
     cross = [both.swapaxes(1, 2).reshape(frames, 6, -1), flat @ focal.reshape(frames, -1, 1)]
     own = flat @ flat.swapaxes(1, 2) + 1e-9 * np.eye(6)
     return own, np.concatenate(cross, -1), flat @ right.reshape(frames, -1, 1)
