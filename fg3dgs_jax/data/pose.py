@@ -150,7 +150,8 @@ def _adjust(fit: _Fit, target: np.ndarray, weights: np.ndarray, size: int, heigh
             root[..., None] * by_pose, root[..., None] * by_shape, root * by_focal, right
         )
         # Schur complement: each frame's pose depends only on shape and focal length.
-        solved = np.linalg.solve(own, np.concatenate([cross, pose_right], -1))
+        # (An inverse of 6x6 blocks: solving for wide right sides would start LAPACK's threads once a frame.)
+        solved = np.linalg.inv(own) @ np.concatenate([cross, pose_right], -1)
         reduced = hessian - np.tensordot(cross, solved[..., :-1], ([0, 1], [0, 1]))
         change = np.linalg.solve(reduced, gradient - np.tensordot(cross, solved[..., -1], ([0, 1], [0, 1])))
         _move(fit, solved[..., -1] - solved[..., :-1] @ change)
@@ -195,7 +196,7 @@ def _step_poses(fit: _Fit, target: np.ndarray, weights: np.ndarray, size: int) -
     flat = by_pose.reshape(len(target), -1, 6)
     weighted = (by_pose * weight[..., None, None]).reshape(flat.shape).swapaxes(1, 2)
     own = weighted @ flat + 1e-9 * np.eye(6)
-    _move(fit, np.linalg.solve(own, weighted @ residual.reshape(len(target), -1, 1))[..., 0])
+    _move(fit, (np.linalg.inv(own) @ (weighted @ residual.reshape(len(target), -1, 1)))[..., 0])
     return own
 
 
