@@ -1,4 +1,6 @@
 // XLA FFI handlers and the Python module: the only file that knows either.
+#include "xla/ffi/api/ffi.h"
+
 #include <pybind11/pybind11.h>
 
 #include <exception>
@@ -7,7 +9,6 @@
 #include "dssim.h"
 #include "grid.h"
 #include "rasterize.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 namespace py = pybind11;
@@ -19,7 +20,8 @@ using OutF32 = ffi::Result<ffi::Buffer<ffi::F32>>;
 using OutI32 = ffi::Result<ffi::Buffer<ffi::S32>>;
 
 fg3dgs::Executor make_executor(ffi::ThreadPool& pool) {
-  return {static_cast<int>(pool.num_threads()), [&pool](std::function<void()> task) { pool.Schedule(std::move(task)); }};
+  return {static_cast<int>(pool.num_threads()),
+          [&pool](std::function<void()> task) { pool.Schedule(std::move(task)); }};
 }
 
 // Shapes were checked in Python; these checks only keep a wrong caller from reading out of bounds.
@@ -35,11 +37,21 @@ ffi::Error make_scene(F32 means, F32 quats, F32 scales, F32 opacities, F32 color
                     (!sh || (dims[2] == 3 && (dims[1] == 1 || dims[1] == 4 || dims[1] == 9 || dims[1] == 16))) &&
                     dims[1] > 0 && width > 0 && height > 0 && width <= 65535 && height <= 65535 && n < (1LL << 29);
   if (!good) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rasterize: operands have the wrong shapes");
-  *s = {means.typed_data(),      quats.typed_data(),     scales.typed_data(),
-        opacities.typed_data(),  colors.typed_data(),    viewmat.typed_data(),
-        intrinsics.typed_data(), means2d.typed_data(),   n,
-        sh ? 3 : static_cast<int>(dims[1]), sh ? static_cast<int>(dims[1]) : 0, static_cast<int>(width),
-        static_cast<int>(height), near_plane,            max_pairs};
+  *s = {means.typed_data(),
+        quats.typed_data(),
+        scales.typed_data(),
+        opacities.typed_data(),
+        colors.typed_data(),
+        viewmat.typed_data(),
+        intrinsics.typed_data(),
+        means2d.typed_data(),
+        n,
+        sh ? 3 : static_cast<int>(dims[1]),
+        sh ? static_cast<int>(dims[1]) : 0,
+        static_cast<int>(width),
+        static_cast<int>(height),
+        near_plane,
+        max_pairs};
   return ffi::Error::Success();
 }
 
@@ -56,8 +68,7 @@ ffi::Error forward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, F
                                 near_plane, max_pairs, &scene);
   if (error.failure()) return error;
   const fg3dgs::Images images = {color->typed_data(), alpha->typed_data(), depth->typed_data()};
-  return finish(
-      rasterize_forward(scene, images, radii->typed_data(), num_pairs->typed_data(), make_executor(pool)));
+  return finish(rasterize_forward(scene, images, radii->typed_data(), num_pairs->typed_data(), make_executor(pool)));
 }
 
 // color, alpha, depth: what forward returned; d_*: their cotangents -> cotangents of the eight inputs, in order
@@ -144,17 +155,17 @@ auto bind_grid(Binding binding) {
 auto bind_forward() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
-      .Arg<F32>()  // means [n, 3]
-      .Arg<F32>()  // quats [n, 4]
-      .Arg<F32>()  // scales [n, 3]
-      .Arg<F32>()  // opacities [n]
-      .Arg<F32>()  // colors [n, c] or [n, k, 3]
-      .Arg<F32>()  // viewmat [4, 4]
-      .Arg<F32>()  // intrinsics [4]
-      .Arg<F32>()  // means2d [n, 2]
-      .Ret<F32>()  // color
-      .Ret<F32>()  // alpha
-      .Ret<F32>()  // depth
+      .Arg<F32>()                    // means [n, 3]
+      .Arg<F32>()                    // quats [n, 4]
+      .Arg<F32>()                    // scales [n, 3]
+      .Arg<F32>()                    // opacities [n]
+      .Arg<F32>()                    // colors [n, c] or [n, k, 3]
+      .Arg<F32>()                    // viewmat [4, 4]
+      .Arg<F32>()                    // intrinsics [4]
+      .Arg<F32>()                    // means2d [n, 2]
+      .Ret<F32>()                    // color
+      .Ret<F32>()                    // alpha
+      .Ret<F32>()                    // depth
       .Ret<ffi::Buffer<ffi::S32>>()  // radii
       .Ret<ffi::Buffer<ffi::S32>>()  // num_pairs
       .Attr<int64_t>("width")

@@ -19,7 +19,8 @@ int64_t grid_entries(const Grid&);
 // tables [3, entries], positions [3, points] -> out [3, levels, points]
 void grid_encode(const Grid&, const float* tables, const float* positions, float* out, const Executor&);
 
-// Cotangent of the tables from that of the encoding. Each level of a plane is summed by one thread, in the points' order.
+// Cotangent of the tables from that of the encoding. Each level of a plane is summed by one thread, in the points'
+// order.
 void grid_backward_tables(const Grid&, const float* positions, const float* cotangent, float* out, const Executor&);
 
 // Cotangent of the positions [3, points].

@@ -1,10 +1,9 @@
-#include "grid.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "clones.h"
+#include "grid.h"
 #include "parallel.h"
 
 namespace fg3dgs {

@@ -17,9 +17,9 @@ constexpr int kCameraSums = 19;  // rotation 9, translation 3, fx, fy, cx, cy, c
 // A record is what blending needs of a visible Gaussian: `stride` floats, 64-byte aligned. Slot s belongs to chunk
 // s / kChunk and lies there in the order of the Gaussians.
 enum RecordField {
-  kX,       // projected mean, pixels
+  kX,  // projected mean, pixels
   kY,
-  kA,       // log2 of alpha at (dx, dy) = kA dx^2 + kB dx dy + kC dy^2 + kLevel
+  kA,  // log2 of alpha at (dx, dy) = kA dx^2 + kB dx dy + kC dy^2 + kLevel
   kB,
   kC,
   kLevel,   // log2(opacity)

@@ -56,13 +56,13 @@ FG_HD Camera make_camera(const float* viewmat, const float* intrinsics, int widt
 // Everything the backward pass needs again.
 template <class F>
 struct Projection {
-  F p[3];            // the mean in camera axes
-  F iz;              // 1 / p[2]
-  F u, v;            // fx x / z, fy y / z
-  F uc, vc;          // the same, held near the image: where the Jacobian is taken
-  F q[4], inv_norm;  // unit quaternion, 1 / |quaternion|
-  F m[9];            // W R: rotation into camera axes
-  F s[3];            // scales
+  F p[3];              // the mean in camera axes
+  F iz;                // 1 / p[2]
+  F u, v;              // fx x / z, fy y / z
+  F uc, vc;            // the same, held near the image: where the Jacobian is taken
+  F q[4], inv_norm;    // unit quaternion, 1 / |quaternion|
+  F m[9];              // W R: rotation into camera axes
+  F s[3];              // scales
   F row0[3], row1[3];  // the 2-D covariance is [row0; row1] [row0; row1]^T + dilation
   F a, b, c, det;      // covariance [[a, b], [b, c]] and its determinant
 };
@@ -171,7 +171,8 @@ FG_HD PointGradient<F> unproject(const Camera& cam, const F* mean, const Project
     const F d1 = (2.0f * dc * o.row1[k] + db * o.row0[k]) * o.s[k];
     const F j0 = cam.fx * o.m[k] - o.uc * o.m[6 + k];
     const F j1 = cam.fy * o.m[3 + k] - o.vc * o.m[6 + k];
-    out.scale[k] = o.iz * (j0 * (2.0f * da * o.row0[k] + db * o.row1[k]) + j1 * (2.0f * dc * o.row1[k] + db * o.row0[k]));
+    out.scale[k] =
+        o.iz * (j0 * (2.0f * da * o.row0[k] + db * o.row1[k]) + j1 * (2.0f * dc * o.row1[k] + db * o.row0[k]));
     dm[k] = o.iz * cam.fx * d0;
     dm[3 + k] = o.iz * cam.fy * d1;
     dm[6 + k] = -o.iz * (o.uc * d0 + o.vc * d1);
