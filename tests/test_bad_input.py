@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from torch_files import Tensor, zip_bytes
 
-from fg3dgs_jax import cli, evaluate, preprocess, synthesize, train
+from fg3dgs_jax import cli, convert, evaluate, preprocess, synthesize, train
 from fg3dgs_jax.data import face, intake, masks, models, synthetic
 from fg3dgs_jax.data.video import write_video
 from fg3dgs_jax.training import checkpoint, loop
@@ -250,9 +251,36 @@ EVALUATE = [
     ("no checkpoint", r"run.*holds no checkpoint", lambda folder, patch: [f"--workdir={folder / 'run'}"]),
     ("no models", r"model file is missing", lambda folder, patch: [f"--workdir={folder}", f"--models={folder}"]),
 ]
+
+
+def convert_row(content: bytes | None, *argv: str):
+    def prepare(folder: Path, patch) -> list[str]:
+        if content is not None:
+            (folder / "weights.pth").write_bytes(content)
+        return [str(folder / "weights.pth"), f"--out={folder / 'out.safetensors'}", *argv]
+
+    return prepare
+
+
+LINEAR = zip_bytes({"fc.weight": Tensor(np.ones((2, 2), np.float32))})
+CONVERT = [
+    ("no such weights", r"weights\.pth: no such file", convert_row(None)),
+    ("not weights", r"weights\.pth: is refused because it is damaged or not a PyTorch file", convert_row(b"text")),
+    (
+        "a hostile file",
+        r"it asks for '(posix|nt)\.system'",
+        convert_row(zip_bytes(None, data_pkl=b"cposix\nsystem\n.")),
+    ),
+    ("unknown weights", r"weights\.pth: holds none of the weights", convert_row(LINEAR)),
+    ("weights of another kind", r"weights\.pth: not the lpips weights", convert_row(LINEAR, "--kind=lpips")),
+    ("not a safetensors name", r"--out x\.bin: must end in", convert_row(LINEAR, "--out=x.bin")),
+]
+COMMANDS = (
+    (preprocess, PREPROCESS), (train, TRAIN), (synthesize, SYNTHESIZE), (evaluate, EVALUATE), (convert, CONVERT)
+)  # fmt: skip
 TABLE = [
     pytest.param(command, words, prepare, id=f"{command.__name__.split('.')[-1]}: {name}")
-    for command, rows in ((preprocess, PREPROCESS), (train, TRAIN), (synthesize, SYNTHESIZE), (evaluate, EVALUATE))
+    for command, rows in COMMANDS
     for name, words, prepare in rows
 ]
 

@@ -1,0 +1,91 @@
+"""Published weights to this project's files and back: names, hashes, and the sentences when they do not fit."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from torch_files import Tensor, stream_bytes, zip_bytes
+
+from fg3dgs_jax import cli, convert
+from fg3dgs_jax.data import weights
+from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.losses import lpips
+
+ALEX = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+RNG = np.random.default_rng(0)
+
+
+def torch_alex() -> tuple[dict, dict]:
+    """Backbone and linear layers as torchvision and `lpips` publish them, with random numbers."""
+    backbone = {}
+    for index, (size_out, size_in, edge) in ALEX.items():
+        kernel = RNG.standard_normal((size_out, size_in, edge, edge)).astype(np.float32)
+        backbone[f"features.{index}.weight"] = Tensor(kernel)
+        backbone[f"features.{index}.bias"] = Tensor(RNG.standard_normal(size_out).astype(np.float32))
+    backbone["classifier.1.weight"] = Tensor(np.zeros((2, 2), np.float32))
+    linears = {
+        f"lin{i}.model.1.weight": Tensor(RNG.random((1, channels, 1, 1), np.float32))
+        for i, (channels, *_) in enumerate(ALEX.values())
+    }
+    return backbone, linears
+
+
+@pytest.fixture(scope="module")
+def alex(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alex")
+    backbone, linears = torch_alex()
+    (folder / "alexnet.pth").write_bytes(zip_bytes(backbone))
+    (folder / "alex.pth").write_bytes(stream_bytes(linears))
+    return folder, backbone, linears
+
+
+def run(*argv) -> int:
+    return cli.exit_code(convert.main, [str(argument) for argument in argv])
+
+
+def test_lpips_weights_are_translated_and_found_again(alex, tmp_path, capsys):
+    folder, backbone, linears = alex
+    out = tmp_path / "lpips.safetensors"
+    assert run(folder / "alexnet.pth", folder / "alex.pth", "--out", out) == 0
+    assert "lpips, 2,470,848 parameters" in capsys.readouterr().out
+    arrays, facts = weights.load(out, "lpips", "--lpips")
+    assert facts["net"] == "alex" and "alexnet.pth:" in facts["sources"]
+    np.testing.assert_array_equal(arrays["conv1.kernel"], backbone["features.3.weight"].values.transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(arrays["linear4"], linears["lin4.model.1.weight"].values.ravel())
+    lpips.create(facts["net"], arrays)
+
+
+def test_jaxlpips_files_give_the_same(alex, tmp_path):
+    folder, backbone, linears = alex
+    features = {}
+    for i, index in enumerate(ALEX, 1):
+        features[f"conv{i}.kernel"] = backbone[f"features.{index}.weight"].values.transpose(2, 3, 1, 0).copy()
+        features[f"conv{i}.bias"] = backbone[f"features.{index}.bias"].values
+    save_file(features, tmp_path / "alexnet_features.safetensors")
+    save_file(
+        {f"{i}": value.values.reshape(1, 1, 1, -1) for i, value in enumerate(linears.values())},
+        tmp_path / "alexnet_lpips.safetensors",
+    )
+    parts = [tmp_path / f"alexnet_{name}.safetensors" for name in ("features", "lpips")]
+    assert run(*parts, "--out", tmp_path / "a.safetensors", "--kind=lpips") == 0
+    assert run(folder / "alexnet.pth", folder / "alex.pth", "--out", tmp_path / "b.safetensors") == 0
+    a, b = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_damaged_file_of_ours_is_noticed(tmp_path):
+    path = tmp_path / "x.safetensors"
+    weights.save(path, "lpips", {"a": np.arange(4.0)}, {})
+    assert weights.load(path, "lpips", "--lpips")[0]["a"].tolist() == [0, 1, 2, 3]
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"--lpips: .*x\.safetensors is damaged"):
+        weights.load(path, "lpips", "--lpips")
+    with pytest.raises(UserError, match=r"holds lpips weights .* not syncnet"):
+        weights.load(path, "syncnet", "--syncnet")
+    path.write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(UserError, match=r"damaged or no safetensors"):
+        weights.load(path, "lpips", "--lpips")
+    save_file({"a": np.zeros(1, np.float32)}, path)
+    with pytest.raises(UserError, match="was not written by"):
+        weights.load(path, "lpips", "--lpips")
