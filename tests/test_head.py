@@ -6,6 +6,7 @@ The head is real but tiny, and its networks are filled with noise so that it mov
 import dataclasses
 import json
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from fg3dgs_jax.data import clip as clips
 from fg3dgs_jax.data import dataset as datasets
 from fg3dgs_jax.data import video
 from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.inference import speech
+from fg3dgs_jax.inference.control import Control
 from fg3dgs_jax.inference.head import MARGIN, Head
 from fg3dgs_jax.model import gaussians, render
 from fg3dgs_jax.model.hashgrid import GridSpec
@@ -52,7 +55,7 @@ def folder(tmp_path_factory):
     labels[4:28, 4:28] = Label.HEAD
     image = np.full((SIZE, SIZE, 3), 128, np.uint8)
     torso = np.zeros((SIZE, SIZE, 4), np.uint8)
-    torso[..., 3] = 255
+    torso[:, :24, 3] = 255  # the background, the grey image, shows in the columns on the right
 
     def frames():
         for i in range(FRAMES):
@@ -174,7 +177,113 @@ def test_speech_is_as_long_as_the_sound_and_follows_the_clip(head):
     assert len(levels) == 100
     assert levels[:30] == list(range(30))  # its own backdrops in order
     assert np.abs(np.diff(levels)).max() <= 1 and max(levels) == FRAMES - 1  # no jump at the turns
-    assert [int(p[0, 0, 0]) // 4 for p in head.speak(windows[: 5 + 2 * MARGIN], start=20)] == [20, 21, 22, 23, 24]
+    assert [int(p[0, 0, 0]) // 4 for p in head.speak(windows[: 5 + 2 * MARGIN], Control(start=20))] == [
+        20,
+        21,
+        22,
+        23,
+        24,
+    ]
+
+
+def test_frames_without_background_lie_over_any_background(head):
+    sound = (0.1 * np.random.default_rng(0).standard_normal(3 * 640)).astype(np.float32)
+    cut = list(head.speak(sound, alpha=True))
+    assert cut[0].shape == (SIZE, SIZE, 4) and (cut[0][:, 30:, 3] == 0).all() and (cut[0][:, :8, 3] == 255).all()
+    for colour in (10, 200):
+        background = np.full((SIZE, SIZE, 3), colour, np.uint8)
+        for layer, frame in zip(cut, head.speak(sound, background=background), strict=True):
+            # One level of rounding of colour, one of alpha.
+            assert np.abs(clips.over(layer, background).astype(int) - frame).max() <= 2
+            assert (frame[:, 30:] == colour).all()
+    for layer, frame in zip(cut, head.speak(sound), strict=True):
+        assert np.abs(clips.over(layer, head.dataset.background).astype(int) - frame).max() <= 2
+
+
+def test_gain_scales_the_motion_that_sound_causes(head):
+    sound = (0.1 * np.random.default_rng(0).standard_normal(5 * 640)).astype(np.float32)
+    shown = {gain: np.stack(list(head.speak(sound, Control("still", "still", gain=gain)))) for gain in (0, 0.999, 1, 2)}
+    assert (shown[0] == shown[0][0]).all()  # no gain, no motion
+    assert np.abs(shown[0.999].astype(int) - shown[1]).mean() < 0.5  # another program, nearly the same head
+    assert (shown[1] != shown[1][0]).any() and (shown[2] != shown[1]).any()
+
+
+def test_silence_keeps_the_mouth_still_in_its_most_closed_pose(head):
+    silent, still = np.zeros(20 * 640, np.float32), Control("still", "still")
+    frames = np.stack(list(head.speak(silent, still)))
+    assert (frames == frames[0]).all()
+    # What silence looks like is among the clip's most closed mouths; without a gate the network is asked instead.
+    assert head.rest.shape == (8, 16, 64)
+    assert (np.stack(list(head.speak(silent, Control("still", "still", gate=None)))) != frames).any()
+
+
+@pytest.mark.parametrize("fps", [10.0, 25.0, 30.0, 50.0])
+def test_any_frame_rate_shows_the_same_moments(head, fps):
+    sound = (0.1 * np.random.default_rng(0).standard_normal(10_000)).astype(np.float32)  # 15.6 frames
+    usual, frames = list(head.speak(sound)), list(head.speak(sound, fps=fps))
+    assert len(usual) == 16 and len(frames) == int(np.ceil(10_000 * fps / 16000))
+    for k, frame in enumerate(frames):
+        if (k * 25) % fps == 0:
+            np.testing.assert_array_equal(frame, usual[k * 25 // int(fps)])
+
+
+def test_live_sound_is_spoken_as_it_comes(head):
+    sound = (0.1 * np.random.default_rng(0).standard_normal(16000)).astype(np.float32)
+    given = 0
+
+    def microphone():
+        nonlocal given
+        for start in range(0, len(sound), 320):
+            given = start + 320
+            yield sound[start : start + 320]
+
+    frames, waited = head.speak(microphone(), Control("still")), []
+    for k, _ in enumerate(frames):
+        waited.append(given / 16000 - k / 25)
+    assert len(waited) == 25 and max(waited) < 0.4  # look-ahead, and one piece of sound
+
+
+def test_files_of_every_kind(head, tmp_path):
+    sound = (0.1 * np.random.default_rng(0).standard_normal(4 * 1920)).astype(np.float32), 48000
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:, :30] = 250
+    cv2.imwrite(str(tmp_path / "wall.png"), picture)
+    for name, options in {
+        "a.mov": {}, "a.webm": {"crf": 40}, "frames": {"size": 48}, "small.mp4": {"size": 16, "fps": 50.0, "crf": 30},
+        "wall.mp4": {"background": str(tmp_path / "wall.png")}, "green.webm": {"background": "#00ff00"},
+    }.items():  # fmt: skip
+        output = speech.Output(tmp_path / name, **options)
+        assert output.alpha == (name in ("a.mov", "a.webm", "frames"))
+        done = speech.write(output, head, head.listen(sound[0][::3]), sound)
+        assert done.frames == (8 if "small" in name else 4) and done.seconds == pytest.approx(0.16)
+    assert cv2.imread(str(tmp_path / "frames" / "000003.png"), cv2.IMREAD_UNCHANGED).shape == (48, 48, 4)
+    assert video.probe(tmp_path / "small.mp4").width == 16
+    green = next(video.read_frames(tmp_path / "green.webm"))[16, 30]
+    np.testing.assert_allclose(green, [0, 255, 0], atol=12)  # 4:2:0
+
+
+def test_paste_back_into_the_video_the_clip_came_from(head, tmp_path, monkeypatch):
+    """Twice the clip's size around it, with a frame of stripes."""
+    wide = np.tile(np.arange(96, dtype=np.uint8)[None, :, None] * 2, (96, 1, 3))
+    crop = (16, 16, 80, 80)
+
+    def source():
+        for index in range(FRAMES):
+            frame = wide.copy()
+            frame[16:80, 16:80] = cv2.resize(head.dataset.pictures(index).image, (64, 64))
+            yield frame
+
+    video.write_video(tmp_path / "source.mp4", source(), 25, crf=4)
+    pinned = dataclasses.replace(head.dataset.clip, crop=crop)
+    monkeypatch.setattr(head, "dataset", datasets.Dataset(pinned))
+    output = speech.Output(tmp_path / "back.mp4", paste_back=tmp_path / "source.mp4", crf=4)
+    sound = np.zeros(4 * 1920, np.float32), 48000
+    speech.write(output, head, head.listen(sound[0][::3]), sound, Control(start=3))
+    back = list(video.read_frames(tmp_path / "back.mp4"))
+    assert len(back) == 4 and back[0].shape == (96, 96, 3)
+    assert np.abs(back[2][:16].astype(int) - wide[:16]).max() < 8  # H.264 twice
+    # Inside: what the head shows over the torso of the clip's own frame, level 4 * 5 there.
+    assert abs(int(back[2][48, 22, 0]) - 20) < 12
 
 
 def sounds(folder):
@@ -215,7 +324,20 @@ def test_any_sound_makes_a_video_of_its_length(commands, tmp_path, capsys):
         (["--audio=missing.wav", "--out=a.mp4"], "missing.wav"),
         (["--audio=text.wav", "--out=a.mp4"], "text.wav"),
         (["--audio=empty.wav", "--out=a.mp4"], "empty.wav"),
-        (["--audio=good.wav", "--out=a.avi"], "ends in .mp4"),
+        (["--audio=good.wav", "--out=a.avi"], "one of .mp4"),
+        (["--audio=good.wav", "--out=a.mp4", "--crf=90"], "--crf 90"),
+        (["--audio=good.wav", "--out=a.mov", "--crf=9"], "--crf"),
+        (["--audio=good.wav", "--out=a.mp4", "--fps=0"], "--fps 0"),
+        (["--audio=good.wav", "--out=a.mp4", "--size=33"], "--size 33"),
+        (["--audio=good.wav", "--out=a.mp4", "--background=none.png"], "none.png"),
+        (["--audio=good.wav", "--out=a.mp4", "--paste-back=none.mp4"], "none.mp4"),
+        (["--audio=good.wav", "--out=a.mp4", "--paste-back=x.mp4", "--size=64"], "leave out --size"),
+        (["--audio=good.wav", "--out=a.mp4", "--set=AU99=1"], "no AU99"),
+        (["--audio=good.wav", "--out=a.mp4", "--set=AU01"], "NAME=NUMBER"),
+        (["--audio=good.wav", "--out=a.mp4", "--timeline=none.json"], "none.json"),
+        (["--audio=good.wav", "--out=a.mp4", "--pose=none.npy"], "none.npy"),
+        (["--audio=good.wav", "--out=a.mp4", "--gate=loud"], "--gate loud"),
+        (["--audio=good.wav", "--out=a.mp4", "--mouth-gain=9"], "--mouth-gain 9"),
         (["--audio=good.wav", "--out=nowhere/a.mp4"], "folder that you may write to"),
         (["--audio=good.wav", "--out=a.mp4", "--start=44"], "frames 0 to 43"),
         (["--audio=good.wav", "--out=a.mp4", "--data=nowhere"], "no such dataset"),

@@ -52,6 +52,8 @@ def dataset(tmp_path):
         "test_ids": np.arange(45, 60, dtype=np.int32), "extent": 1.0, "lips_box": np.tile(LIPS, (FRAMES, 1)),
         "eye_boxes": np.tile(EYES, (FRAMES, 1, 1)), "landmarks": np.zeros((FRAMES, 68, 2), np.float32),
         "mouth_open": np.zeros(FRAMES, np.float32), "metrics": {}, "label_pixels": None, "read": read,
+        "torso": lambda index: np.zeros((SIZE, SIZE, 4), np.uint8), "background": np.zeros((SIZE, SIZE, 3), np.uint8),
+        "crop": None,
         "fingerprint": "x",
     }  # fmt: skip
     return Dataset(clips.Clip(**fields))

@@ -53,6 +53,9 @@ class Clip:
     metrics: dict[str, np.ndarray]  # f32 [T] each: "lips", "mouth", "blink"; what incremental sampling sorts by
     label_pixels: np.ndarray | None  # i32 [T, 6], pixels per bit of types.Label; None: count when asked
     read: Callable[[int], Pictures]
+    torso: Callable[[int], np.ndarray]  # frame -> u8 [H, W, 4] RGBA, straight alpha: what backdrops hold of the person
+    background: np.ndarray  # u8 [H, W, 3] RGB, behind the torso
+    crop: tuple[int, int, int, int] | None  # (x0, y0, x1, y1) in the source video's pixels; None: nobody noted it
     fingerprint: str  # changes when the data changes, not when the folder moves
 
     @property

@@ -45,19 +45,21 @@ def read(path: Path, audio_features: str | None = None) -> clips.Clip:
     units = _action_units(path / "au.csv", total)
     names, expression = normalise_action_units(units)
     audio_name, features = _audio(path, audio_features, _audio_rows(frames, nearest))
-    viewmats = np.stack([_viewmat(path, frames[i]["transform_matrix"]) for i in present])
+    viewmats = np.stack([opencv_viewmat(path, frames[i]["transform_matrix"]) for i in present])
     viewmats = viewmats[np.searchsorted(present, nearest)]
     lips, eyes = clips.region_boxes(landmarks, width, height)
     mouth_open = clips.mouth_opening(landmarks)
     zeros = np.zeros(total, np.float32)
     blink = expression[:, names.index("AU45")] if "AU45" in names else zeros
-    reader = functools.partial(_read, path, landmarks, _background(path, width, height), (path / "teeth_mask").is_dir())
+    background = _background(path, width, height)
+    reader = functools.partial(_read, path, landmarks, background, (path / "teeth_mask").is_dir())
     return clips.Clip(
         path=path, width=width, height=height, fps=FPS, intrinsics=intrinsics, viewmats=viewmats,
         expression=expression, expression_names=names, audio_features=features, audio_name=audio_name,
         audio_path=path / "aud.wav", frame_ids=present.astype(np.int32), train_ids=train, test_ids=test,
         extent=_extent(reader, present, viewmats, intrinsics), lips_box=lips, eye_boxes=eyes, landmarks=landmarks,
-        mouth_open=mouth_open, label_pixels=None, read=reader, fingerprint=_fingerprint(path),
+        mouth_open=mouth_open, label_pixels=None, read=reader, torso=functools.partial(_torso, path),
+        background=background, crop=None, fingerprint=_fingerprint(path),
         metrics={"lips": mouth_open, "mouth": units.get("AU25", mouth_open), "blink": blink},
     )  # fmt: skip
 
@@ -89,7 +91,7 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else "wrong format"
 
 
-def _viewmat(path: Path, camera_to_world: list) -> np.ndarray:
+def opencv_viewmat(path: Path, camera_to_world: list) -> np.ndarray:
     """OpenGL camera-to-world (y up, looks along -z) to OpenCV world-to-camera (y down, looks along z), f32 [4, 4]."""
     matrix = np.asarray(camera_to_world, np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
@@ -193,13 +195,17 @@ def _background(path: Path, width: int, height: int) -> np.ndarray:
 
 def _read(path: Path, landmarks: np.ndarray, background: np.ndarray, has_teeth: bool, index: int) -> clips.Pictures:
     image = clips.read_picture(_image_path(path, index), 3)
-    torso = clips.read_picture(path / "torso_imgs" / f"{index}.png", 4)
+    torso = _torso(path, index)
     parsing = clips.read_picture(path / "parsing" / f"{index}.png", 3)
     for name, picture in (("gt_imgs", image), ("torso_imgs", torso), ("parsing", parsing)):
         if picture.shape[:2] != background.shape[:2]:
             raise UserError(f"{path / name}: frame {index} differs in size from the others; make the dataset again")
     teeth = _teeth(path / "teeth_mask" / f"{index}.npy", parsing.shape[:2]) if has_teeth else None
     return clips.Pictures(image, clips.over(torso, background), _labels(parsing, teeth, landmarks[index]))
+
+
+def _torso(path: Path, index: int) -> np.ndarray:
+    return clips.read_picture(path / "torso_imgs" / f"{index}.png", 4)
 
 
 def _teeth(file: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A trained head that renders: one frame, the held-out frames' way, or a whole speech."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -10,12 +10,16 @@ import numpy as np
 
 from fg3dgs_jax import types
 from fg3dgs_jax.data import audio as audio_io
+from fg3dgs_jax.data import hearing
 from fg3dgs_jax.data.clip import TOKENS
 from fg3dgs_jax.data.clip import condition as condition_at
+from fg3dgs_jax.data.clip import tokens as token_rows
 from fg3dgs_jax.data.dataset import Dataset, open_dataset
 from fg3dgs_jax.data.legacy import LATE_FRAMES, read_array
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import paths
+from fg3dgs_jax.inference import performance
+from fg3dgs_jax.inference.control import Control
+from fg3dgs_jax.inference.control import plan as plan_of
 from fg3dgs_jax.inference.heldout import Render
 from fg3dgs_jax.model import render as rendering
 from fg3dgs_jax.model.hashgrid import GridSpec
@@ -23,6 +27,8 @@ from fg3dgs_jax.training import checkpoint
 
 MARGIN = TOKENS // 2  # frames that a condition reaches before and after its own
 MEAN_FRAMES = 200  # training frames behind the mean deltas of a frozen head
+REST_FRAMES = 16  # most closed, and most open, mouths among which the one for silence is found
+LIVE_SECONDS = 3600.0  # of live sound that are planned ahead; what lasts longer goes through the plan again, backwards
 
 
 class Head:
@@ -64,7 +70,12 @@ class Head:
                 for name, graph in graphs.items()
             }
 
-        self._frame, self._posed, self._deltas = jax.jit(frame), jax.jit(posed), jax.jit(deltas)
+        def louder(params, alive, condition, silence, gain, viewmat, backdrop):
+            still = deltas(params, condition.replace(audio=silence))
+            moved = jax.tree.map(lambda a, b: a + gain * (b - a), still, deltas(params, condition))
+            return posed(params, alive, moved, viewmat, backdrop)
+
+        self._frame, self._posed, self._deltas, self._louder = map(jax.jit, (frame, posed, deltas, louder))
 
     @classmethod
     def load(
@@ -97,7 +108,7 @@ class Head:
         return cls(spec, params, alive, dataset, run, options)
 
     def render(self, condition: types.Condition, viewmat: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
-        """One frame on the host, u8 [H, W, 3]: viewmat f32 [4, 4], backdrop u8 [H, W, 3] of the dataset's size."""
+        """One frame on the host, u8, shaped as the backdrop u8 [H, W, 3] or RGBA [H, W, 4]; viewmat f32 [4, 4]."""
         return np.asarray(self._frame(self._params, self._alive, condition, viewmat, backdrop))
 
     def frozen(self, ids: Sequence[int] | None = None) -> Render:
@@ -117,25 +128,43 @@ class Head:
 
         return render
 
-    def listen(self, audio: np.ndarray) -> np.ndarray:
-        """Audio windows f32 [L + 8, A, D] of sound f32 [n] at 16 kHz, by the front end that the head was trained on.
+    @functools.cached_property
+    def rest(self) -> np.ndarray:
+        """The audio windows f32 [8, A, D] that close the mouth best: those around a frame of the clip.
 
-        L is the number of video frames that the sound lasts, rounded up. Four frames of silence are heard before and
-        after: networks know silence from pauses, and zero padding only from a handful of frames at the clip's ends.
-        Raises UserError if that front end needs something that is not here.
+        Of the clip's most closed mouths the one whose sound moves this head furthest away from its widest open ones.
+        Silence itself is no such sound: people listen, and breathe, with parted lips.
         """
-        name, rate, margin = self.dataset.audio_name, audio_io.SAMPLE_RATE, MARGIN / self.dataset.fps
-        length = round(audio_io.num_frames(audio, self.dataset.fps) / self.dataset.fps * rate)
-        silence = round(margin * rate)
-        padded = np.pad(audio, (silence, length - len(audio) + silence))
-        try:
-            windows = audio_io.features(name, padded, self.dataset.fps).values
-        except UserError as error:
+        dataset = self.dataset
+        order = dataset.train_ids[np.argsort(dataset.mouth_open[dataset.train_ids], kind="stable")]
+        still = np.median(dataset.expression, axis=0, keepdims=True).astype(np.float32).repeat(TOKENS, 0)
+
+        def moved(index: int) -> np.ndarray:
+            given = types.Condition(token_rows(dataset.audio_features, int(index)), still)
+            return np.concatenate([np.ravel(part.means) for part in self._deltas(self._params, given).values()])
+
+        shut = np.stack([moved(index) for index in order[:REST_FRAMES]])
+        wide = np.mean([moved(index) for index in order[-REST_FRAMES:]], axis=0)
+        best = order[int(np.argmax(shut @ (shut.mean(0) - wide)))]
+        return token_rows(dataset.audio_features, int(best))
+
+    def hear(self, sound: np.ndarray | Iterable[np.ndarray], gate: float | None = hearing.GATE) -> hearing.Hearing:
+        """Hears sound f32 [n] at 16 kHz, or pieces of it as they come, by the front end the head was trained on.
+
+        Four frames of silence are heard before and after: networks know silence from pauses, and zero padding only
+        from a handful of frames at the clip's ends. Raises UserError if that front end is not here.
+        """
+        name = self.dataset.audio_name
+        if name != hearing.LOGMEL.name:
             raise UserError(
                 f"the head was trained on {name!r} features, which are only read from files: give this sound's with "
                 "--features FILE.npy, or train with --config.audio_features=logmel"
-            ) from error
-        return self.fitting(windows, name)
+            )
+        return hearing.Hearing(sound, hearing.LOGMEL, self.dataset.fps, gate)
+
+    def listen(self, sound: np.ndarray) -> np.ndarray:
+        """All audio windows f32 [L + 8, A, D] of a sound (`hear`), L frames that cover it, four before and after."""
+        return self.fitting(np.stack([heard.window for heard in self.hear(sound)]), self.dataset.audio_name)
 
     def read_windows(self, path: str | Path, frames: int) -> np.ndarray:
         """Audio windows f32 [frames + 8, A, D] as `listen` returns them, from a file of features f32 [L, A, D]."""
@@ -160,24 +189,58 @@ class Head:
             )
         return windows
 
-    def speak(self, windows: np.ndarray, start: int = 0) -> Iterator[np.ndarray]:
-        """Frames u8 [H, W, 3], L of them, to audio windows f32 [L + 8, A, D] with four before and after (`listen`).
+    def speak(
+        self,
+        sound: str | Path | np.ndarray | Iterable[np.ndarray] | performance.Ear,
+        control: Control | None = None,
+        *,
+        fps: float | None = None,
+        background: np.ndarray | None = None,
+        alpha: bool = False,
+    ) -> Iterator[np.ndarray]:
+        """Frames u8 [H, W, 3] of the head saying `sound`, each as soon as the sound that it needs is there.
 
-        Pose, expression and backdrop follow the clip from frame `start` on, back and forth (`paths.ping_pong`).
+        Args:
+          sound: an audio file, samples f32 [n] at 16 kHz, pieces of them as they come (any iterator: a microphone, a
+            synthesizer), windows f32 [L + 8, A, D], or what `hear` returned.
+          control: pose, expression and the rest; by default the head follows the clip.
+          fps: of the frames; default the clip's. Between the clip's frames everything is interpolated.
+          background: u8 [H, W, 3] in place of the clip's.
+          alpha: frames u8 [H, W, 4] without background, straight alpha.
+
+        Everything but the sound is checked, and planned, before this returns. Raises UserError.
         """
-        dataset, length = self.dataset, len(windows) - 2 * MARGIN
-        ahead = paths.ping_pong(dataset.num_frames, length + MARGIN, start)
-        before = np.minimum(np.abs(np.arange(start - MARGIN, start)), dataset.num_frames - 1)
-        expression = paths.track_at(dataset.expression, np.concatenate([before, ahead]))
-        viewmats = paths.viewmats_at(dataset.viewmats, ahead[:length])
-        sources = paths.nearest(dataset.frame_ids, ahead[:length]).tolist()
-        with ThreadPoolExecutor(1) as pool:  # the next backdrop is decoded while this frame renders
-            waiting = pool.submit(dataset.pictures, sources[0])
-            for i in range(length):
-                backdrop = waiting.result().backdrop
-                if i + 1 < length:
-                    waiting = pool.submit(dataset.pictures, sources[i + 1])
-                yield self.render(condition_at(windows, expression, i + MARGIN), viewmats[i], backdrop)
+        shown = self.perform(sound, control, fps=fps, background=background, alpha=alpha)
+        return (frame.picture for frame in shown)
+
+    def perform(
+        self, sound, control: Control | None = None, *, fps: float | None = None, background: np.ndarray | None = None,
+        alpha: bool = False,
+    ) -> Iterator[performance.Shown]:  # fmt: skip
+        """As `speak`, with what lies behind each frame."""
+        dataset, control = self.dataset, control or Control()
+        ear = self._ear(sound, control.gate)
+        live = isinstance(ear, hearing.Hearing) and ear.live
+        length = int(LIVE_SECONDS * dataset.fps) if live else ear.frames(dataset.fps)
+        plan = plan_of(dataset, control, length)
+        unused = control.gate is None and control.gain == 1.0
+        rest = np.zeros((TOKENS, *self.spec.audio_shape), np.float32) if unused else self.rest
+
+        def draw(condition: types.Condition, viewmat: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
+            if control.gain == 1.0:
+                return self.render(condition, viewmat, backdrop)
+            given = (self._params, self._alive, condition, rest, np.float32(control.gain), viewmat, backdrop)
+            return np.asarray(self._louder(*given))
+
+        behind = performance.backdrops(dataset, background, alpha)
+        return performance.play(draw, dataset, ear, plan, rest, behind, fps or dataset.fps)
+
+    def _ear(self, sound, gate: float | None) -> performance.Ear:
+        if isinstance(sound, str | Path):
+            sound = audio_io.load_audio(sound)
+        if isinstance(sound, np.ndarray) and sound.ndim == 3:
+            return performance.Given(self.fitting(sound, "sound"), self.dataset.fps)
+        return sound if hasattr(sound, "frames") else self.hear(sound, gate)
 
 
 def _spec(stored: dict) -> rendering.HeadSpec:

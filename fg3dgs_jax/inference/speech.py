@@ -1,15 +1,48 @@
-"""A head's speech as a video file."""
+"""A head's speech as a file: a video with sound, with or without transparency, pictures, or the clip's own video."""
 
+import contextlib
+import os
+import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
-from fg3dgs_jax.data.video import write_video
-from fg3dgs_jax.inference.head import MARGIN, Head
+from fg3dgs_jax.data import clip as clips
+from fg3dgs_jax.data import video, writing
+from fg3dgs_jax.data.dataset import Dataset
+from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.inference import paste, performance
+from fg3dgs_jax.inference.control import Control
+from fg3dgs_jax.inference.head import Head
 from fg3dgs_jax.inference.heldout import Track, untracked
+
+
+@dataclass(frozen=True)
+class Output:
+    """The file that is wanted."""
+
+    path: Path  # .mp4, .mov or .webm; without an ending: a folder of PNG pictures
+    fps: float | None = None  # default: the clip's
+    size: int | None = None  # edge of the frames in pixels; default: the clip's
+    crf: int | None = None  # default: the format's usual value
+    background: str | None = None  # a picture's path or a colour #rrggbb in place of the clip's background
+    paste_back: Path | None = None  # the video that the clip was cropped from
+
+    @property
+    def pictures(self) -> bool:
+        """Whether a folder of pictures is wanted."""
+        return not self.path.suffix
+
+    @property
+    def alpha(self) -> bool:
+        """Whether frames keep transparency: wherever the file can, unless something opaque is asked for."""
+        can = self.pictures or writing.format_of(self.path).alpha is not None
+        return can and self.background is None and self.paste_back is None
 
 
 class Written(NamedTuple):
@@ -17,36 +50,116 @@ class Written(NamedTuple):
 
     frames: int
     seconds: float  # length of the video
-    seconds_per_frame: (
-        float  # median render time, condition in, host pixels out; the first frame, which compiles, apart
-    )
+    seconds_per_frame: float  # median time to make one, from condition to host pixels; the first, which compiles, apart
+
+
+def check(output: Output) -> None:
+    """Refuses outputs that cannot be, before any work is done. Raises UserError."""
+    path, kind = output.path, None if output.pictures else writing.format_of(output.path)
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or (path.is_dir() and not output.pictures):
+        raise UserError(f"--out {path}: cannot be written there; give a file in a folder that you may write to")
+    if output.pictures and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--out {path}: is there already; give the name of a new folder, or one ending in .mp4")
+    if output.fps is not None and not 1 <= output.fps <= 120:
+        raise UserError(f"--fps {output.fps:g}: is not between 1 and 120; the clip's own rate is usual")
+    if output.size is not None and (not 16 <= output.size <= 4096 or output.size % 2):
+        raise UserError(f"--size {output.size}: is not an even number from 16 to 4096")
+    if output.crf is not None and (kind is None or kind.crf is None):
+        raise UserError(f"--crf: {path} keeps full quality and has no such number; leave it out")
+    if output.crf is not None and not 0 <= output.crf <= kind.crf[1]:
+        raise UserError(f"--crf {output.crf}: is not between 0 (best) and {kind.crf[1]}; {kind.crf[0]} is usual")
+    if output.paste_back and (output.size or output.background):
+        raise UserError("--paste-back keeps the video's own size and background; leave out --size and --background")
+    if output.paste_back:
+        video.probe(output.paste_back)
+        if path.exists() and path.samefile(output.paste_back):
+            raise UserError(f"--out {path}: is the video of --paste-back; give another name")
+    if output.background:
+        read_background(output.background, 16, 16)
+
+
+def read_background(text: str, width: int, height: int) -> np.ndarray:
+    """A colour `#rrggbb` or a picture's middle part that covers width x height, u8 [height, width, 3]."""
+    if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        return np.tile(np.frombuffer(bytes.fromhex(text[1:]), np.uint8), (height, width, 1))
+    if not Path(text).is_file():
+        raise UserError(f"--background {text}: is neither a picture nor a colour; give a file or #rrggbb")
+    picture = clips.read_picture(Path(text), 3)
+    scale = max(width / picture.shape[1], height / picture.shape[0])
+    size = max(width, round(picture.shape[1] * scale)), max(height, round(picture.shape[0] * scale))
+    picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LANCZOS4)
+    top, left = (size[1] - height) // 2, (size[0] - width) // 2
+    return np.ascontiguousarray(picture[top : top + height, left : left + width])
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    """u8 [S, S, 3 or 4] at another size; colours next to transparency stay clean."""
+    if size == image.shape[0]:
+        return image
+    how = cv2.INTER_AREA if size < image.shape[0] else cv2.INTER_LANCZOS4
+    if image.shape[2] == 3:
+        return cv2.resize(image, (size, size), interpolation=how)
+    alpha = image[..., 3:].astype(np.float32) / 255.0
+    layers = np.concatenate([image[..., :3] * alpha, alpha], axis=-1)
+    layers = cv2.resize(layers, (size, size), interpolation=how)
+    alpha = np.clip(layers[..., 3:], 0.0, 1.0)
+    colour = layers[..., :3] / np.maximum(alpha, 0.5 / 255.0)
+    return np.round(np.clip(np.concatenate([colour, 255.0 * alpha], axis=-1), 0, 255)).astype(np.uint8)
 
 
 def write(
-    path: str | Path,
+    output: Output,
     head: Head,
-    windows: np.ndarray,
+    ear: performance.Ear | np.ndarray,
     sound: tuple[np.ndarray, int],
+    control: Control | None = None,
     *,
-    start: int = 0,
     track: Track = untracked,
 ) -> Written:
-    """Lets the head speak into an mp4, which appears under its name only when complete.
+    """Lets the head speak into a file, which appears under its name only when complete.
 
     Args:
-      windows: audio windows f32 [L + 8, A, D] (`Head.listen`, `Head.own_windows`); the video has L frames.
+      ear: what `Head.hear` returned, or audio windows f32 [L + 8, A, D] (`Head.read_windows`, `Head.own_windows`).
       sound: the samples f32 [n] that are heard, and their rate in Hz; cut or filled with silence to the video's length.
-      start: frame of the clip whose pose, expression and backdrop come first.
     """
-    length, spent = len(windows) - 2 * MARGIN, []
+    check(output)
+    dataset, spent = head.dataset, []
+    fps = output.fps or dataset.fps
+    background = read_background(output.background, dataset.width, dataset.height) if output.background else None
+    shown = head.perform(ear, control, fps=fps, background=background, alpha=output.alpha)
 
-    def frames() -> Iterator[np.ndarray]:
-        speech = head.speak(windows, start)
-        for _ in track(range(length), "speaking"):
+    def timed() -> Iterator[performance.Shown]:
+        count = max(1, int(np.ceil(len(sound[0]) / sound[1] * fps - 1e-6)))
+        for _ in track(range(count), "speaking"):
             begin = time.perf_counter()
-            frame = next(speech)
+            frame = next(shown, None)
+            if frame is None:
+                return
             spent.append(time.perf_counter() - begin)
             yield frame
+        yield from shown
 
-    count = write_video(path, frames(), head.dataset.fps, sound)
-    return Written(count, count / head.dataset.fps, float(np.median(spent[1:] or spent)))
+    with contextlib.ExitStack() as stack:
+        if output.paste_back:
+            frames = pasted(timed(), dataset, output.paste_back, fps, stack)
+        else:
+            frames = (resized(frame.picture, output.size or dataset.height) for frame in timed())
+        if output.pictures:
+            count = writing.write_pictures(output.path, frames, fps, sound)
+        else:
+            count = writing.write_video(output.path, frames, fps, sound, crf=output.crf)
+    return Written(count, count / fps, float(np.median(spent[1:] or spent)))
+
+
+def pasted(
+    frames: Iterator[performance.Shown], dataset: Dataset, path: Path, fps: float, stack: contextlib.ExitStack
+) -> Iterator[np.ndarray]:
+    """Frames of the video at `path` u8 [H, W, 3] with the rendered head in the place of its own. Raises UserError."""
+    crop = paste.find_crop(dataset, path)
+    original = stack.enter_context(paste.Original(path, fps))
+    for frame in frames:
+        source = int(dataset.frame_ids[np.abs(dataset.frame_ids - frame.position).argmin()])
+        changed = np.abs(frame.picture.astype(np.int16) - frame.backdrop).max(-1)
+        mask = paste.head_mask(dataset.pictures(source).labels, changed)
+        yield paste.paste(frame.picture, mask, original.at(round(frame.position * fps / dataset.fps)), crop)

@@ -13,6 +13,8 @@ from fg3dgs_jax.model.hashgrid import GridSpec
 from fg3dgs_jax.rasterizer import rasterize
 from fg3dgs_jax.types import Camera, Condition, Deltas, Gaussians, Rendered
 
+_CLEAR = 0.5 / 255.0  # alpha that files round to 0: the colour under it does not matter
+
 
 @dataclasses.dataclass(frozen=True)
 class RegionSpec:
@@ -108,6 +110,15 @@ def composite(layers: Sequence[Rendered], backdrop: jax.Array) -> jax.Array:
     return color
 
 
+def cut_out(layers: Sequence[Rendered], backdrop: jax.Array) -> jax.Array:
+    """Lay premultiplied layers over a backdrop f32 [H, W, 4] of straight alpha; straight alpha again, for files."""
+    alpha = backdrop[..., 3]
+    color = composite(layers, backdrop[..., :3] * alpha[..., None])
+    for layer in reversed(layers):
+        alpha = layer.alpha + (1.0 - layer.alpha) * alpha
+    return jnp.concatenate([color / jnp.maximum(alpha, _CLEAR)[..., None], alpha[..., None]], axis=-1)
+
+
 def draw(
     spec: HeadSpec,
     params: Mapping[str, Mapping],
@@ -118,7 +129,10 @@ def draw(
     *,
     options: RasterOptions = RasterOptions(),
 ) -> jax.Array:
-    """One finished frame, u8 [H, W, 3], of regions moved by given deltas, over a backdrop u8 [H, W, 3]."""
+    """One finished frame, u8, of regions moved by given deltas, over a backdrop u8 [H, W, 3] or [H, W, 4].
+
+    A backdrop of four channels has straight alpha, and so has the frame.
+    """
     layers = [
         render_region(
             params[region.name]["gaussians"],
@@ -130,7 +144,8 @@ def draw(
         )
         for region in spec.regions
     ]
-    color = composite(layers, backdrop.astype(jnp.float32) / 255.0)
+    lay = composite if backdrop.shape[-1] == 3 else cut_out
+    color = lay(layers, backdrop.astype(jnp.float32) / 255.0)
     return jnp.round(jnp.clip(color, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
@@ -146,7 +161,7 @@ def render_frame(
     moving: bool = True,
     options: RasterOptions = RasterOptions(),
 ) -> jax.Array:
-    """One finished frame, u8 [H, W, 3]: `params[region]` holds `gaussians` and `motion`, backdrop is u8 [H, W, 3]."""
+    """One finished frame, u8 [H, W, 3]: `params[region]` holds `gaussians` and `motion`, backdrop as in `draw`."""
     deltas: dict[str, Deltas | None] = dict.fromkeys(params)
     if moving:
         for name, graph in graphs.items():
