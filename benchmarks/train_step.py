@@ -51,15 +51,20 @@ def prepare(dataset: Dataset, gaussians: int, workdir: Path) -> loop.Run:
     return loop.prepare(config, dataset, workdir)
 
 
-def fill(state, run: loop.Run):
-    """Every slot alive: a dead one costs the rasterizer nothing and would flatter it."""
-    pools = {name: pool.replace(alive=jnp.ones_like(pool.alive)) for name, pool in state.pools.items()}
-    return state.replace(pools=pools)
+def fill(state):
+    """Every slot alive, since a dead one costs the rasterizer nothing: those left empty copy live ones in turn."""
+    params, pools = dict(state.params), dict(state.pools)
+    for name, pool in state.pools.items():
+        live = np.flatnonzero(pool.alive)
+        source = np.where(pool.alive, np.arange(len(pool.alive)), live[np.arange(len(pool.alive)) % len(live)])
+        params[name] = {**params[name], "gaussians": jax.tree.map(lambda x: x[source], params[name]["gaussians"])}
+        pools[name] = pool.replace(alive=jnp.ones_like(pool.alive))
+    return state.replace(params=params, pools=pools)
 
 
 def time_stage(run: loop.Run, stage, rounds: int) -> dict:
     """Median and spread of a step in milliseconds, and the seconds its first call took."""
-    state = fill(loop.first_state(run), run)
+    state = fill(loop.first_state(run))
     ids = run.dataset.train_ids
     frames = [jax.device_put(run.dataset.frame(int(ids[i % len(ids)]))) for i in range(8)]
     step = make_step(loop.plan(run, stage, None))

@@ -4,21 +4,18 @@
 The same three regions and stages as configs/fg3dgs.py, on a small picture and a short schedule.
 """
 
-import importlib.util
 from pathlib import Path
 
-_path = Path(__file__).with_name("fg3dgs.py")
-_spec = importlib.util.spec_from_file_location("fg3dgs", _path)
-fg3dgs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fg3dgs)
+from fg3dgs_jax import cli
 
 
 def get_config():
-    config = fg3dgs.get_config()
-    config.synthetic.update(frames=160, size=160)
-    config.schedule_scale = 0.03
+    config = cli.load_config(str(Path(__file__).with_name("fg3dgs.py")))
+    config.synthetic.update(frames=250, size=160)
+    config.schedule_scale = 0.05
+    config.stages.motion.rates.networks = (5e-3, 5e-4)  # a short schedule must move faster
     config.regions.face.update(points=3_000, capacity=6_144)
     config.regions.mouth.update(points=1_000, capacity=2_048)
     config.regions.eyes.update(points=1_000, capacity=2_048)
-    config.update(preview_every=300, save_every=500)
+    config.update(preview_every=500, save_every=1_000)
     return config

@@ -3,17 +3,13 @@
 python -m fg3dgs_jax.train --config=configs/tiny.py --workdir=/tmp/tiny
 """
 
-import importlib.util
 from pathlib import Path
 
-_path = Path(__file__).with_name("fg3dgs.py")
-_spec = importlib.util.spec_from_file_location("fg3dgs", _path)
-fg3dgs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fg3dgs)
+from fg3dgs_jax import cli
 
 
 def get_config():
-    config = fg3dgs.get_config()
+    config = cli.load_config(str(Path(__file__).with_name("fg3dgs.py")))
     config.synthetic.update(frames=48, size=64)
     config.schedule_scale = 0.001
     for region in config.regions.values():

@@ -32,6 +32,7 @@ EXPRESSION = {  # name in the dataset, as `preprocess` has it -> field of `Face`
     "cheekSquint": "cheek", "eyeSquint": "squint", "eyeBlink": "blink", "gaze_x": "gaze_x", "gaze_y": "gaze_y",
 }  # fmt: skip
 BLINK = (0.35, 0.9, 1.0, 0.85, 0.5, 0.2)  # closure in successive frames
+BLINK_EVERY = (0.6, 1.8)  # s; often, so that the training frames of a clip of ten seconds hold several
 
 
 def make(
@@ -89,7 +90,7 @@ def act(speech: synthetic_speech.Speech, fps: float, seed: int) -> list[heads.Fa
     start = rng.uniform(0.4, 1.2) * fps
     while start < count:
         blink[int(start) : int(start) + len(BLINK)] = BLINK
-        start += rng.uniform(1.0, 2.8) * fps
+        start += rng.uniform(*BLINK_EVERY) * fps
     looks, stays = rng.uniform(-1, 1, (count, 2)) * [0.8, 0.6], rng.integers(int(0.5 * fps), int(1.4 * fps), count)
     gaze = np.repeat(looks, stays, axis=0)
     gaze = ndimage.gaussian_filter1d(gaze[:count], 0.02 * fps, axis=0, mode="nearest")
