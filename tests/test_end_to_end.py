@@ -4,12 +4,12 @@ The bar is set by two rivals that render the same held-out frames with the right
 training, and the trained head frozen at its mean motion.
 """
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fg3dgs_jax import cli
 from fg3dgs_jax.data import synthetic
 from fg3dgs_jax.data.dataset import open_dataset
 from fg3dgs_jax.inference import heldout
@@ -34,10 +34,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("end_to_end")
     synthetic.make(folder / "data", 250, 96, seed=1)  # lids close in training and in held-out frames
     dataset = open_dataset(folder / "data")
-    spec = importlib.util.spec_from_file_location("tiny", TINY)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = cli.load_config(str(TINY))
     config.update(schedule_scale=1.0, preview_every=10_000, save_every=10_000, log_every=100)
     for name, steps in {"static": 100, "motion": 700, "fusion": 100}.items():
         config.stages[name].steps = steps

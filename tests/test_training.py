@@ -1,6 +1,6 @@
 """The trainer on a small procedural clip: stages freeze what they say, trouble stops them, resuming changes nothing."""
 
-import importlib.util
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fg3dgs_jax import cli
 from fg3dgs_jax.data import synthetic
 from fg3dgs_jax.data.dataset import open_dataset
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.training import loop, seeds
 from fg3dgs_jax.training.signals import Interrupt, Stopped
-from fg3dgs_jax.training.step import make_densify, make_step
+from fg3dgs_jax.training.step import judge, make_densify, make_step, render_layers
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
@@ -37,10 +38,7 @@ def dataset(tmp_path_factory):
 
 
 def config(**steps):
-    spec = importlib.util.spec_from_file_location("tiny", TINY)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = module.get_config()
+    found = cli.load_config(str(TINY))
     found.update(schedule_scale=1.0, preview_every=10_000, save_every=10_000, log_every=1)
     for name, count in {"static": 4, "motion": 6, "fusion": 3, **steps}.items():
         found.stages[name].steps = count
@@ -63,6 +61,21 @@ def run_steps(run, stage, state, count, seed=0):
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory):
     return loop.prepare(config(), dataset, tmp_path_factory.mktemp("run"))
+
+
+class _Hashed:
+    """A plan as a static argument of jit."""
+
+    def __init__(self, plan):
+        self.plan = plan
+
+
+def _loss(hashed, state, frame):
+    def loss(params):
+        offsets = {name: jnp.zeros((pool.alive.shape[0], 2)) for name, pool in state.pools.items()}
+        return judge(hashed.plan, render_layers(hashed.plan, params, offsets, state, frame), state, frame)
+
+    return jax.value_and_grad(loss, has_aux=True)(state.params)
 
 
 def moved(before, after):
@@ -89,6 +102,23 @@ def test_a_stage_moves_what_it_says_and_nothing_else(run):
     state, _ = run_steps(run, run.stages[2], state.replace(step=jnp.asarray(10, jnp.int32)), 2)
     changed = {name.split(".")[-1] for name in moved(motion, copy(state.params))}
     assert changed == {"sh", "logit_opacities"}
+
+
+def test_a_region_is_judged_in_its_window_as_in_the_whole_frame(run):
+    """A frame term of weight zero makes the stage render whole layers; the region terms must not notice."""
+    state, stage = loop.first_state(run), run.stages[1]
+    frame = run.dataset.frame(int(run.dataset.train_ids[3]))
+    window = jax.jit(lambda plan, s: _loss(plan, s, frame), static_argnums=0)
+    both = dataclasses.replace(stage, weights={**stage.weights, "frame_l1": 0.0})
+    (_, some), some_grads = window(_Hashed(loop.plan(run, stage, None)), state)
+    (_, whole), whole_grads = window(_Hashed(loop.plan(run, both, None)), state)
+    for term in loop.plan(run, stage, None).term_names[:-1]:
+        # float32 sums over the same pixels, with pixel coordinates rounded differently
+        np.testing.assert_allclose(some["terms"][term], whole["terms"][term], rtol=1e-4, atol=1e-7, err_msg=term)
+    for region in ("face", "mouth", "eyes"):
+        a, b = (np.asarray(g[region]["gaussians"].sh) for g in (some_grads, whole_grads))
+        assert np.abs(b).max() > 0
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-4 * np.abs(b).max(), err_msg=region)
 
 
 def test_training_brings_the_head_closer(run):

@@ -3,6 +3,8 @@
 A region term judges one region's layer, a frame term the finished frame. LPIPS and the lip-sync loss become rows here.
 """
 
+from collections.abc import Sequence
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -55,8 +57,13 @@ FRAME_TERMS = {
 }
 
 
-def psnr(prediction: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
-    """PSNR in dB over the pixels of `weight` [H, W], for the progress line; images f32 [H, W, 3] in [0, 1]."""
-    error = (jnp.clip(prediction, 0.0, 1.0) - target) ** 2 * weight[..., None]
-    mse = error.sum() / jnp.maximum(3.0 * weight.sum(), 1.0)
-    return -10.0 * jnp.log10(jnp.maximum(mse, 1e-10))
+def psnr(views: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+    """PSNR in dB over all views, for the progress line.
+
+    A view: prediction and target f32 [h, w, 3] in [0, 1], and the pixels that count, [h, w] in {0, 1}.
+    """
+    error, count = jnp.zeros(()), jnp.zeros(())
+    for prediction, target, weight in views:
+        error += (((jnp.clip(prediction, 0.0, 1.0) - target) ** 2).sum(-1) * weight).sum()
+        count += 3.0 * weight.sum()
+    return -10.0 * jnp.log10(jnp.maximum(error / jnp.maximum(count, 1.0), 1e-10))

@@ -85,6 +85,15 @@ class Rates:
         return lr
 
 
+def freeze(params: Mapping, rates: Rates) -> dict:
+    """The same parameters, of which no gradient reaches those that a stage leaves frozen: XLA drops the work."""
+
+    def hold(path, value):
+        return value if group_of(_name(path), rates.groups) in rates.ends else jax.lax.stop_gradient(value)
+
+    return jax.tree_util.tree_map_with_path(hold, dict(params))
+
+
 def apply(params: Mapping, grads: Mapping, opt: Mapping, progress: jax.Array, rates: Rates) -> tuple[dict, dict]:
     """One optimizer step at `progress` in [0, 1] of the stage. Frozen leaves keep their values and moments."""
     new_params = {region: {} for region in params}

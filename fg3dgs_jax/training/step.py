@@ -31,6 +31,11 @@ class Plan:
     options: RasterOptions = flax.struct.field(pytree_node=False)
 
     @property
+    def judges_frames(self) -> bool:
+        """Whether any loss term looks at the finished frame."""
+        return any(term in loss_terms.FRAME_TERMS for term in self.stage.weights)
+
+    @property
     def term_names(self) -> tuple[str, ...]:
         """Names behind `TrainState.trouble`: term i is trouble i + 1."""
         region = [f"{r}/{t}" for r in self.tasks for t in self.stage.weights if t in loss_terms.REGION_TERMS]
@@ -60,34 +65,58 @@ def _boxes(frame: Frame, kind: str) -> jax.Array:
     return frame.lips_box[None] if kind == "lips" else frame.eye_boxes
 
 
-def _crop(images: tuple[jax.Array, ...], boxes: jax.Array, edge: int) -> tuple[jax.Array, ...]:
-    """The square of `edge` pixels around the boxes' common middle, moved inside the image."""
-    height, width = images[0].shape[:2]
+class Window(NamedTuple):
+    """A rectangle of the frame: where it starts (traced) and how large it is."""
+
+    row: jax.Array | int
+    col: jax.Array | int
+    height: int
+    width: int
+
+    def crop(self, image: jax.Array) -> jax.Array:
+        """The rectangle of an image [H, W, ...] of the frame's size."""
+        start = (self.row, self.col) + (0,) * (image.ndim - 2)
+        return jax.lax.dynamic_slice(image, start, (self.height, self.width) + image.shape[2:])
+
+    def camera(self, frame: Frame) -> Camera:
+        """The frame's camera, seeing the rectangle only."""
+        origin = jnp.stack([jnp.zeros(()), jnp.zeros(()), 1.0 * self.col, 1.0 * self.row])
+        return Camera(frame.viewmat, frame.intrinsics - origin, self.width, self.height)
+
+
+def window_of(task: RegionTask, frame: Frame) -> Window:
+    """What a region's terms look at: the square of `task.crop` pixels around its boxes' common middle, or all."""
+    height, width = frame.labels.shape
+    if not task.box:
+        return Window(0, 0, height, width)
+    boxes = _boxes(frame, task.box)
+    edges = min(task.crop, height), min(task.crop, width)
     middle = [(boxes[:, a].min() + boxes[:, a + 1].max()) // 2 for a in (0, 2)]
-    row = jnp.clip(middle[0] - edge // 2, 0, height - min(edge, height))
-    col = jnp.clip(middle[1] - edge // 2, 0, width - min(edge, width))
-    size = (min(edge, height), min(edge, width))
-    return tuple(jax.lax.dynamic_slice(x, (row, col) + (0,) * (x.ndim - 2), size + x.shape[2:]) for x in images)
+    row, col = (
+        jnp.clip(m - edge // 2, 0, size - edge) for m, edge, size in zip(middle, edges, (height, width), strict=True)
+    )
+    return Window(row, col, *edges)
 
 
 def region_view(
     layer: Layer, alive: jax.Array, frame: Frame, task: RegionTask, background: jax.Array
 ) -> loss_terms.RegionView:
-    """A region's layer beside its target.
+    """A region's layer beside its target, in the region's window.
 
     Departure: outside the mask the target is a colour drawn anew each step, not a fixed green, so that the layer's
     alpha is learned at its edge and no sentinel colour can leak into it.
     """
+    window = window_of(task, frame)
     color, alpha = layer.rendered.color, layer.rendered.alpha
-    height, width = alpha.shape
-    inside = _has(frame.labels, task.include) & ~_has(frame.labels, task.exclude)
+    if alpha.shape == frame.labels.shape:
+        color, alpha = window.crop(color), window.crop(alpha)
+    labels = window.crop(frame.labels)
+    inside = _has(labels, task.include) & ~_has(labels, task.exclude)
     outside = ~inside
-    image = frame.image
     if task.box:
-        boxes = _boxes(frame, task.box)
-        outside &= ~_in_boxes(boxes, height, width)
-        color, alpha, inside, outside, image = _crop((color, alpha, inside, outside, image), boxes, task.crop)
-    image = image.astype(jnp.float32) / 255.0
+        boxes = _boxes(frame, task.box) - jnp.stack([window.row, window.row, window.col, window.col])
+        outside &= ~_in_boxes(boxes, window.height, window.width)
+    image = window.crop(frame.image).astype(jnp.float32) / 255.0
     target = jnp.where(inside[..., None], image, background)
     prediction = color + (1.0 - alpha)[..., None] * background
     return loss_terms.RegionView(
@@ -117,9 +146,8 @@ def active_degree(step: jax.Array, plan: Plan) -> jax.Array:
 
 
 def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainState, frame: Frame) -> list[Layer]:
-    """All regions, front to back."""
-    height, width = frame.labels.shape
-    camera = Camera(frame.viewmat, frame.intrinsics, width, height)
+    """All regions, front to back: whole where the stage judges the finished frame, else in their windows."""
+    whole = Window(0, 0, *frame.labels.shape)
     layers = []
     for region in plan.spec.regions:
         gaussians, deltas = params[region.name]["gaussians"], None
@@ -130,7 +158,7 @@ def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainSta
             gaussians,
             state.pools[region.name].alive,
             deltas,
-            camera,
+            (whole if plan.judges_frames else window_of(plan.tasks[region.name], frame)).camera(frame),
             active_degree=active_degree(state.step, plan),
             means2d=offsets[region.name],
             options=plan.options,
@@ -143,19 +171,22 @@ def judge(plan: Plan, layers: list[Layer], state: TrainState, frame: Frame) -> t
     """The weighted loss and its terms by name."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     backgrounds = jax.random.uniform(key, (len(layers), 3))
-    values, loss = {}, jnp.zeros(())
+    values, loss, views = {}, jnp.zeros(()), []
     for i, (region, layer) in enumerate(zip(plan.spec.regions, layers, strict=True)):
         view = region_view(layer, state.pools[region.name].alive, frame, plan.tasks[region.name], backgrounds[i])
+        views.append((view.prediction, view.target, view.inside))
         for term, weight in plan.stage.weights.items():
             if term in loss_terms.REGION_TERMS:
                 values[f"{region.name}/{term}"] = loss_terms.REGION_TERMS[term](view)
                 loss += weight * values[f"{region.name}/{term}"]
-    view = frame_view(layers, frame)
-    for term, weight in plan.stage.weights.items():
-        if term in loss_terms.FRAME_TERMS:
-            values[term] = loss_terms.FRAME_TERMS[term](view)
-            loss += weight * values[term]
-    return loss, {"terms": values, "psnr": loss_terms.psnr(view.prediction, view.target, view.head)}
+    if plan.judges_frames:
+        view = frame_view(layers, frame)
+        views = [(view.prediction, view.target, view.head)]
+        for term, weight in plan.stage.weights.items():
+            if term in loss_terms.FRAME_TERMS:
+                values[term] = loss_terms.FRAME_TERMS[term](view)
+                loss += weight * values[term]
+    return loss, {"terms": values, "psnr": loss_terms.psnr(views)}
 
 
 def _trouble(plan: Plan, terms: Mapping, grads: Any, pairs: jax.Array) -> jax.Array:
@@ -172,6 +203,7 @@ def make_step(plan: Plan):
     """`step(state, frame) -> (state, metrics)`, jitted, the state donated. Metrics are scalars on the device."""
 
     def loss_of(params, offsets, state, frame):
+        params = optim.freeze(params, plan.rates)
         layers = render_layers(plan, params, offsets, state, frame)
         loss, report = judge(plan, layers, state, frame)
         return loss, (report, layers)
