@@ -164,6 +164,10 @@ def test_the_papers_grids():
     assert 0.9e-4 < float(jnp.abs(tables).max()) <= 1e-4
 
 
-def test_a_coarsening_grid_is_refused():
-    with pytest.raises(ValueError, match="min_resolution"):
-        GridSpec(min_resolution=64, max_resolution=16)
+def test_a_grid_may_coarsen_where_no_level_hashes():
+    """TG's released recipe does; hashed levels must come last, which a coarsening grid has first."""
+    assert GridSpec(min_resolution=64, max_resolution=57.6).resolutions[-1] == 58
+    with pytest.raises(ValueError, match="log2_table"):
+        GridSpec(min_resolution=64, max_resolution=16, log2_table=10)
+    with pytest.raises(ValueError, match="one cell"):
+        GridSpec(min_resolution=1)

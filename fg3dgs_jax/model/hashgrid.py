@@ -33,14 +33,16 @@ class GridSpec:
 
     levels: int = 12
     min_resolution: float = 16  # cells across the whole bound at the coarsest level
-    max_resolution: float = 256  # and at the finest
+    max_resolution: float = 256  # and at the last; usually the finest
     features: int = 1  # per level and plane
     log2_table: int = 17  # a level never holds more than 2^log2_table entries
     bound: float = 0.15  # world units: the grid covers [-bound, bound]^3
 
     def __post_init__(self):
-        if not 1 < self.min_resolution <= self.max_resolution:
-            raise ValueError(f"A grid needs 1 < min_resolution <= max_resolution, not {self}.")
+        if min(self.min_resolution, self.max_resolution) <= 1:
+            raise ValueError(f"A grid needs more than one cell at every level, not {self}.")
+        if self.max_resolution < self.min_resolution and self.dense_levels < self.levels:
+            raise ValueError(f"A grid that coarsens must hold every vertex: raise log2_table, not {self}.")
 
     @property
     def resolutions(self) -> tuple[int, ...]:

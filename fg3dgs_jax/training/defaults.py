@@ -20,8 +20,8 @@ def region(**fields) -> ConfigDict:
             "grad_threshold": 2e-4,  # mean screen gradient (NDC) above which a Gaussian is cloned or split
             "grid": {
                 "levels": 12,
-                "min_resolution": 16,
-                "max_resolution": 256,
+                "min_resolution": 16.0,
+                "max_resolution": 256.0,
                 "features": 1,
                 "log2_table": 17,
                 "bound": 1.5,  # half-edge of the encoded cube, in head radii
