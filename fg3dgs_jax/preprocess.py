@@ -53,7 +53,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--size", type=int, default=512, help="edge of the square frames in pixels (default: 512)")
     parser.add_argument("--fps", type=float, default=25.0, help="frames a second (default: 25)")
-    parser.add_argument("--audio-features", default="logmel", metavar="NAME", help="audio front end (default: logmel)")
+    parser.add_argument("--audio-features", default="logmel", metavar="NAME",
+        help="audio front end: logmel (default), or the folder of a wav2vec 2.0, HuBERT or Whisper model")  # fmt: skip
     flags = parser.parse_args(argv)
     if not 64 <= flags.size <= 2048 or flags.size % 2:
         raise UserError(f"--size {flags.size}: is not an even number from 64 to 2048; 512 is usual")

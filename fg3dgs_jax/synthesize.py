@@ -45,6 +45,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="FILE", help=".mp4, .mov, .webm, or a folder's name for pictures")
     add("--data", type=Path, metavar="DIR", help="dataset folder; default: the one it was trained on")
     add("--features", type=Path, metavar="FILE.npy", help="the sound's features, for a head trained on ones from files")
+    add("--speech-model", metavar="DIR", help="folder of the speech model the head was trained on; :logits after it "
+        "takes its characters' scores")  # fmt: skip
     act = parser.add_argument_group("what the head does").add_argument
     act("--start", type=int, default=0, metavar="FRAME", help="frame of the clip to start from, or to hold still")
     act("--pose", default="clip", metavar="HOW", help="clip, still, idle, or a file: .npy or .npz of world-to-camera "
@@ -128,7 +130,7 @@ def main(argv: list[str]) -> int:
     output = check(flags)
     heard, kept = read_sound(flags.audio)
     cli.enable_compilation_cache()
-    head = Head.load(flags.workdir, flags.data)
+    head = Head.load(flags.workdir, flags.data, speech_model=flags.speech_model)
     control = read_control(flags, head)
     ear = hear(flags, head, heard, control.gate)
     done = speech.write(output, head, ear, (kept, SOUND_RATE), control, track=console.track)

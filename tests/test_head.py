@@ -109,7 +109,7 @@ def head(run_folder):
 def commands(head, run_folder, monkeypatch):
     """The commands with this head, compiled once, wherever they ask for the folder `run`."""
     load = Head.load
-    monkeypatch.setattr(Head, "load", lambda _, data=None: load(run_folder, data) if data else head)
+    monkeypatch.setattr(Head, "load", lambda _, data=None, speech_model=None: load(run_folder, data) if data else head)
     monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
     return head
 

@@ -119,10 +119,18 @@ def log_mel_windows(audio: np.ndarray, frames: int, fps: float = 25.0) -> np.nda
 
 
 def features(name: str, audio: np.ndarray, fps: float = 25.0, frames: int | None = None) -> AudioFeatures:
-    """Feature windows of f32 [n] at 16 kHz by the front end `name`. Raises UserError for an unknown name."""
-    if name != "logmel":
-        raise UserError(f"--audio-features {name}: no such audio front end; the built-in one is logmel")
-    values = log_mel_windows(audio, num_frames(audio, fps) if frames is None else frames, fps)
+    """Feature windows of f32 [n] at 16 kHz by a front end: logmel, or a speech model's folder (`speech_models`).
+
+    Raises UserError if there is no such front end.
+    """
+    frames = num_frames(audio, fps) if frames is None else frames
+    if name == "logmel":
+        values = log_mel_windows(audio, frames, fps)
+    else:
+        from fg3dgs_jax.data import hearing, speech_models  # which stand on this module
+
+        front = speech_models.front_end(name)
+        name, values = front.name, hearing.windows(audio, front, fps, frames)
     return AudioFeatures(values, name, float(fps), SAMPLE_RATE, audio_sha256(audio))
 
 

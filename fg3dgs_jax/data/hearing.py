@@ -40,7 +40,8 @@ class FrontEnd:
     """Something that hears. Vector j stands for the samples around (j + 0.5) * 320."""
 
     name: str
-    context: int  # vectors in a frame's window
+    context: int  # vectors in a frame's window,
+    before: int  # so many of them before the frame's time
     encode: Callable[[np.ndarray], np.ndarray]  # f32 [320 m] at 16 kHz -> f32 [m, D]
     scale: Callable[[np.ndarray], float]  # what to multiply a sound f32 [n] by before encoding it
     whole: Pieces  # for sound that is there
@@ -48,7 +49,13 @@ class FrontEnd:
 
 
 LOGMEL = FrontEnd(
-    "logmel", audio_io.CONTEXT, audio_io.log_mel, audio_io.speech_gain, Pieces(1, 1024, 1), Pieces(1, 2, 1)
+    "logmel",
+    audio_io.CONTEXT,
+    audio_io.CONTEXT // 2,
+    audio_io.log_mel,
+    audio_io.speech_gain,
+    Pieces(1, 1024, 1),
+    Pieces(1, 2, 1),
 )
 
 
@@ -82,8 +89,8 @@ class Hearing:
         self._scale = self._gain = 1.0  # for the front end; to bring loud speech to SPEECH_LEVEL
         if not self.live:
             self._scale, self._gain, sound = front.scale(sound), audio_io.speech_gain(sound), [sound]
-        half = max(front.context // 2, GATE_CONTEXT)
-        self._ahead = math.ceil(MARGIN * PER_SECOND / fps) + half  # vectors of silence before the sound
+        # Vectors of silence before the sound.
+        self._ahead = math.ceil(MARGIN * PER_SECOND / fps) + self._reach
         self._windows = self._make(self._padded(sound))
 
     def __iter__(self) -> Iterator[Heard]:
@@ -92,8 +99,13 @@ class Hearing:
     @property
     def look_ahead(self) -> float:
         """Seconds of sound that must follow a live frame's own time before it can be rendered, at most."""
-        pieces, reach = self._front.live, max(self._front.context // 2, GATE_CONTEXT)
-        return (MARGIN - 1) / self._fps + (reach + pieces.right + pieces.hop) / PER_SECOND
+        cut = self._front.live
+        return (MARGIN - 1) / self._fps + (self._reach + cut.right + cut.hop) / PER_SECOND
+
+    @property
+    def _reach(self) -> int:
+        """Vectors before and after a frame's time that are looked at."""
+        return max(self._front.before, self._front.context - self._front.before, GATE_CONTEXT)
 
     def frames(self, fps: float) -> int:
         """Frames at `fps` that cover what has been heard so far."""
@@ -120,8 +132,7 @@ class Hearing:
             self._scale, self._gain = self._front.scale(recent), audio_io.speech_gain(recent)
 
     def _make(self, chunks: Iterable[np.ndarray]) -> Iterator[Heard]:
-        front, fps = self._front, self._fps
-        half, reach = front.context // 2, max(front.context // 2, GATE_CONTEXT)
+        front, fps, reach = self._front, self._fps, self._reach
         rows: collections.deque = collections.deque()
         first, frame = 0, -MARGIN  # the vector that rows[0] holds; the frame that is next
         for block in pieces(chunks, self._encode, front.live if self.live else front.whole):
@@ -134,7 +145,8 @@ class Hearing:
                     rows.popleft()
                     first += 1
                 near = np.stack([rows[centre - first + k] for k in range(-reach, reach)])
-                window = near[reach - half : reach - half + front.context, :-1]
+                start = reach - front.before
+                window = near[start : start + front.context, :-1]
                 loud = near[reach - GATE_CONTEXT : reach + GATE_CONTEXT, -1].max()
                 yield Heard(window, _ramp(loud) if self._gate is not None else 1.0)
                 frame += 1
@@ -145,7 +157,12 @@ class Hearing:
         above = level - FAINT
         if self._gate is not None:
             above = np.minimum(above, level + 20.0 * math.log10(self._gain) - LOUD + self._gate)
-        return np.concatenate([self._front.encode(samples * np.float32(self._scale)), above[:, None]], axis=1)
+        samples = samples * np.float32(self._scale)
+        if self.live:  # always as much as an encoder will see later: another length would compile anew
+            cut = self._front.live
+            room = (cut.left + cut.hop + cut.right) * audio_io.HOP - len(samples)
+            samples = np.pad(samples, (max(room, 0), 0))
+        return np.concatenate([self._front.encode(samples)[-len(above) :], above[:, None]], axis=1)
 
 
 def pieces(
@@ -184,10 +201,18 @@ def loudness(samples: np.ndarray) -> np.ndarray:
 def gates(sound: np.ndarray, frames: int, fps: float = 25.0, gate: float | None = GATE) -> np.ndarray:
     """How open the gate is at frames -4 to frames + 3 of f32 [n] at 16 kHz; f64 [frames + 8] in [0, 1]."""
     cut = Pieces(0, 1024, 0)
-    deaf = FrontEnd("level", 2, lambda x: np.zeros((len(x) // audio_io.HOP, 1)), lambda x: 1.0, cut, cut)
+    deaf = FrontEnd("level", 2, 1, lambda x: np.zeros((len(x) // audio_io.HOP, 1)), lambda x: 1.0, cut, cut)
     values = [heard.open for heard in Hearing(sound, deaf, fps, gate)]
     values += [0.0 if gate is not None else 1.0] * (frames + 2 * MARGIN - len(values))
     return np.array(values[: frames + 2 * MARGIN])
+
+
+def windows(sound: np.ndarray, front: FrontEnd, fps: float, frames: int) -> np.ndarray:
+    """The windows f32 [frames, A, D] of a clip: of a sound f32 [n] at 16 kHz, cut or filled with silence."""
+    samples = math.ceil(frames * audio_io.SAMPLE_RATE / fps)
+    whole = np.pad(sound[:samples], (0, max(0, samples - len(sound))))
+    heard = [item.window for item in Hearing(whole, front, fps, None)]
+    return np.stack(heard[MARGIN : MARGIN + frames])
 
 
 def _ramp(above: float) -> float:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fg3dgs_jax.data import audio as audio_io
 from fg3dgs_jax.data import clip as clips
+from fg3dgs_jax.data import speech_models
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.types import Label
 
@@ -154,8 +154,8 @@ def _audio(path: Path, choice: str | None, rows: np.ndarray) -> tuple[str, np.nd
     if choice is None:
         choice = next((name for name, file in AUDIO_FILES.items() if (path / file).exists()), "logmel")
     if choice not in AUDIO_FILES and not choice.endswith((".npy", ".npz")):
-        wave = audio_io.load_audio(path / "aud.wav")
-        return choice, audio_io.features(choice, wave, FPS, int(rows.max()) + 1).values[rows]
+        made = speech_models.for_clip(path, choice, path / "aud.wav", FPS, int(rows.max()) + 1)
+        return made.name, made.values[rows]
     file = path / AUDIO_FILES[choice] if choice in AUDIO_FILES else Path(choice)
     features = read_array(file)
     if features.ndim != 3:

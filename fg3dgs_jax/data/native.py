@@ -24,7 +24,7 @@ import numpy as np
 from fg3dgs_jax import types
 from fg3dgs_jax.data import audio as audio_io
 from fg3dgs_jax.data import clip as clips
-from fg3dgs_jax.data import legacy
+from fg3dgs_jax.data import legacy, speech_models
 from fg3dgs_jax.errors import UserError
 
 FORMAT, VERSION = "fg3dgs_jax.dataset", 1
@@ -165,10 +165,8 @@ def _read_features(path: Path, choice: str | None, meta: Meta) -> tuple[str, np.
     elif audio_io.load_features(own).name == choice:
         file = own
     else:
-        file = path / f"audio_features_{choice}.npz"
-        if not file.exists():
-            sound = audio_io.load_audio(path / "audio.wav")
-            return choice, audio_io.features(choice, sound, meta.fps, meta.num_frames).values
+        made = speech_models.for_clip(path, choice, path / "audio.wav", meta.fps, meta.num_frames)
+        return made.name, made.values
     if file.suffix == ".npy":
         return file.stem, _fit(legacy.read_array(file), file, meta)
     features = audio_io.load_features(file)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fg3dgs_jax import types
 from fg3dgs_jax.data import audio as audio_io
-from fg3dgs_jax.data import hearing
+from fg3dgs_jax.data import hearing, speech_models
 from fg3dgs_jax.data.clip import TOKENS
 from fg3dgs_jax.data.clip import condition as condition_at
 from fg3dgs_jax.data.clip import tokens as token_rows
@@ -48,6 +48,7 @@ class Head:
         `run` says where the head came from, for reports.
         """
         self.spec, self.dataset, self.run = spec, dataset, dict(run or {})
+        self.speech_model: str | None = None  # FOLDER[:logits], see `front_end`
         self._params, self._alive = jax.device_put((dict(params), dict(alive)))
         graphs, _ = rendering.motion_structure(spec)
         options = options or rendering.RasterOptions()
@@ -83,9 +84,11 @@ class Head:
         workdir: str | Path,
         data: str | Path | None = None,
         options: rendering.RasterOptions | None = None,
+        speech_model: str | None = None,
     ) -> "Head":
         """The head of a run's newest good checkpoint, with its dataset (or the folder `data` in its place).
 
+        speech_model: the front end of a head that was trained on a speech model's features, `FOLDER[:logits]`.
         Raises UserError: no checkpoint, no dataset, or a dataset whose inputs do not fit the head's networks.
         """
         state, info = checkpoint.load_for_inference(workdir)
@@ -105,7 +108,11 @@ class Head:
         alive = {name: pool["alive"] for name, pool in state["pools"].items()}
         run = {"workdir": str(workdir), "step": int(state["step"]), "data": str(dataset.path)}
         run["trained_on_this_data"] = info["dataset"] == dataset.fingerprint
-        return cls(spec, params, alive, dataset, run, options)
+        head = cls(spec, params, alive, dataset, run, options)
+        chosen = info["config"].get("audio_features")
+        folder = chosen and speech_models.named(chosen)[0].is_dir()
+        head.speech_model = speech_model or (chosen if folder else None)
+        return head
 
     def render(self, condition: types.Condition, viewmat: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
         """One frame on the host, u8, shaped as the backdrop u8 [H, W, 3] or RGBA [H, W, 4]; viewmat f32 [4, 4]."""
@@ -154,13 +161,25 @@ class Head:
         Four frames of silence are heard before and after: networks know silence from pauses, and zero padding only
         from a handful of frames at the clip's ends. Raises UserError if that front end is not here.
         """
-        name = self.dataset.audio_name
-        if name != hearing.LOGMEL.name:
+        return hearing.Hearing(sound, self.front_end, self.dataset.fps, gate)
+
+    @functools.cached_property
+    def front_end(self) -> hearing.FrontEnd:
+        """What hears as the head was trained to. Raises UserError: it is not here, or hears in other shapes."""
+        name, model = self.dataset.audio_name, self.speech_model
+        if name == hearing.LOGMEL.name:
+            return hearing.LOGMEL
+        if model is None:
             raise UserError(
-                f"the head was trained on {name!r} features, which are only read from files: give this sound's with "
-                "--features FILE.npy, or train with --config.audio_features=logmel"
+                f"the head was trained on {name!r} features: give the folder of that model with --speech-model, or "
+                "this sound's features with --features FILE.npy"
             )
-        return hearing.Hearing(sound, hearing.LOGMEL, self.dataset.fps, gate)
+        front = speech_models.front_end(model)
+        if "@" in name and front.name != name:
+            raise UserError(f"--speech-model {model}: is {front.name}, the head was trained on {name}; give that one")
+        heard = front.encode(np.zeros(sum(front.live) * audio_io.HOP, np.float32))
+        self.fitting(np.zeros((1, front.context, heard.shape[1])), f"--speech-model {model}")
+        return front
 
     def listen(self, sound: np.ndarray) -> np.ndarray:
         """All audio windows f32 [L + 8, A, D] of a sound (`hear`), L frames that cover it, four before and after."""
