@@ -166,7 +166,7 @@ def _read_features(path: Path, choice: str | None, meta: Meta) -> tuple[str, np.
         file = own
     else:
         made = speech_models.for_clip(path, choice, path / "audio.wav", meta.fps, meta.num_frames)
-        return made.name, made.values
+        return made.name, _fit(made.values, path, meta)
     if file.suffix == ".npy":
         return file.stem, _fit(legacy.read_array(file), file, meta)
     features = audio_io.load_features(file)

@@ -64,7 +64,9 @@ def for_clip(folder: Path, text: str, sound: Path, fps: float, frames: int) -> a
     if text == hearing.LOGMEL.name:
         return audio_io.features(text, samples, fps, frames)
     model = named(text)[0]
-    kept = sorted(folder.glob(f"audio_features_{model.name}*@*.npz"))
+    kept = [
+        file for ending in ("", "@*", "-logits@*") for file in folder.glob(f"audio_features_{model.name}{ending}.npz")
+    ]
     if not model.exists() and len(kept) == 1:  # computed where the model was
         return audio_io.load_features(kept[0])
     _json(model / "config.json")
