@@ -64,9 +64,8 @@ def for_clip(folder: Path, text: str, sound: Path, fps: float, frames: int) -> a
     if text == hearing.LOGMEL.name:
         return audio_io.features(text, samples, fps, frames)
     model = named(text)[0]
-    kept = [
-        file for ending in ("", "@*", "-logits@*") for file in folder.glob(f"audio_features_{model.name}{ending}.npz")
-    ]
+    names = (f"audio_features_{model.name}{ending}.npz" for ending in ("", "@*", "-logits@*"))
+    kept = [file for name in names for file in folder.glob(name)]
     if not model.exists() and len(kept) == 1:  # computed where the model was
         return audio_io.load_features(kept[0])
     _json(model / "config.json")
