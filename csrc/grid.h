@@ -3,6 +3,8 @@
 
 #include "rasterize.h"
 
+struct CUstream_st;
+
 namespace fg3dgs {
 
 struct Grid {
@@ -13,8 +15,33 @@ struct Grid {
   int64_t points;
 };
 
+constexpr int kGridPlanes[3][2] = {{0, 1}, {1, 2}, {0, 2}};
+constexpr uint32_t kGridPrime = 2654435761;  // Teschner et al. 2003
+
+struct GridLevel {
+  int64_t start, size;  // in a plane's table
+  int32_t resolution;
+  uint32_t hash_mask;  // 0: dense
+};
+
+inline GridLevel find_level(const Grid& g, int level) {
+  const int64_t table = int64_t{1} << g.log2_table;
+  GridLevel out = {0, 0, 0, 0};
+  for (int i = 0; i <= level; ++i) {
+    const int64_t vertices = int64_t{g.resolutions[i] + 1} * (g.resolutions[i] + 1);
+    out.start += out.size;
+    out.size = vertices < table ? vertices : table;
+    out.resolution = g.resolutions[i];
+    out.hash_mask = vertices <= table ? 0 : static_cast<uint32_t>(table - 1);
+  }
+  return out;
+}
+
 // Entries of one plane's table.
-int64_t grid_entries(const Grid&);
+inline int64_t grid_entries(const Grid& g) {
+  const GridLevel last = find_level(g, g.levels - 1);
+  return last.start + last.size;
+}
 
 // tables [3, entries], positions [3, points] -> out [3, levels, points]
 void grid_encode(const Grid&, const float* tables, const float* positions, float* out, const Executor&);
@@ -26,5 +53,14 @@ void grid_backward_tables(const Grid&, const float* positions, const float* cota
 // Cotangent of the positions [3, points].
 void grid_backward_positions(const Grid&, const float* tables, const float* positions, const float* cotangent,
                              float* out, const Executor&);
+
+// The same on a CUDA stream, arrays on the device and resolutions on the host: they only put work on the stream and
+// return an error message or nullptr. The tables' cotangent is summed in no particular order: its rounding may vary.
+constexpr int kMostGridLevels = 32;
+const char* grid_encode_cuda(const Grid&, const float* tables, const float* positions, float* out, CUstream_st*);
+const char* grid_backward_tables_cuda(const Grid&, const float* positions, const float* cotangent, float* out,
+                                      CUstream_st*);
+const char* grid_backward_positions_cuda(const Grid&, const float* tables, const float* positions,
+                                         const float* cotangent, float* out, CUstream_st*);
 
 }  // namespace fg3dgs

@@ -9,28 +9,7 @@
 namespace fg3dgs {
 namespace {
 
-constexpr int kPlanes[3][2] = {{0, 1}, {1, 2}, {0, 2}};
-constexpr int kPoints = 512;             // per pass: their cells stay in the first cache
-constexpr uint32_t kPrime = 2654435761;  // Teschner et al. 2003
-
-struct Level {
-  int64_t start, size;  // in a plane's table
-  int32_t resolution;
-  uint32_t hash_mask;  // 0: dense
-};
-
-Level find_level(const Grid& g, int level) {
-  const int64_t table = int64_t{1} << g.log2_table;
-  Level out = {0, 0, 0, 0};
-  for (int i = 0; i <= level; ++i) {
-    const int64_t vertices = int64_t{g.resolutions[i] + 1} * (g.resolutions[i] + 1);
-    out.start += out.size;
-    out.size = std::min(vertices, table);
-    out.resolution = g.resolutions[i];
-    out.hash_mask = vertices <= table ? 0 : static_cast<uint32_t>(table - 1);
-  }
-  return out;
-}
+constexpr int kPoints = 512;  // per pass: their cells stay in the first cache
 
 // The cells of some points on one level of one plane, and where in them the points lie.
 struct Cells {
@@ -55,7 +34,7 @@ void to_unit(const Grid& g, const float* positions, int64_t first, int count, fl
 }
 
 FG3DGS_CLONES
-void locate(const Level& level, const float* a, const float* b, int count, Cells* cells) {
+void locate(const GridLevel& level, const float* a, const float* b, int count, Cells* cells) {
   const float span = static_cast<float>(level.resolution - 1);
   const int32_t stride = level.resolution + 1;
   if (level.hash_mask == 0) {
@@ -79,7 +58,7 @@ void locate(const Level& level, const float* a, const float* b, int count, Cells
     cells->u[l] = along_a - static_cast<float>(i);
     cells->v[l] = along_b - static_cast<float>(j);
     const uint32_t i0 = static_cast<uint32_t>(i), i1 = i0 + 1;
-    const uint32_t j0 = static_cast<uint32_t>(j) * kPrime, j1 = j0 + kPrime;
+    const uint32_t j0 = static_cast<uint32_t>(j) * kGridPrime, j1 = j0 + kGridPrime;
     cells->row00[l] = static_cast<int32_t>((i0 ^ j0) & mask);
     cells->row01[l] = static_cast<int32_t>((i0 ^ j1) & mask);
     cells->row10[l] = static_cast<int32_t>((i1 ^ j0) & mask);
@@ -138,7 +117,7 @@ inline void add_pair(float* to, const float* from) {
   std::memcpy(to, &a, sizeof a);
 }
 
-void scatter(const Level& level, const Cells& c, const Shares& s, int count, float* table) {
+void scatter(const GridLevel& level, const Cells& c, const Shares& s, int count, float* table) {
   if (level.hash_mask == 0) {  // neighbours along v are neighbours in memory
     for (int l = 0; l < count; ++l) {
       add_pair(table + c.row00[l], s.low[l]);
@@ -162,11 +141,6 @@ int chunk_size(const Grid& g, int64_t chunk) {
 
 }  // namespace
 
-int64_t grid_entries(const Grid& g) {
-  const Level last = find_level(g, g.levels - 1);
-  return last.start + last.size;
-}
-
 void grid_encode(const Grid& g, const float* tables, const float* positions, float* out, const Executor& executor) {
   const int64_t entries = grid_entries(g);
   parallel_for(executor, num_chunks(g), [&](int, int64_t chunk) {
@@ -177,8 +151,8 @@ void grid_encode(const Grid& g, const float* tables, const float* positions, flo
     to_unit(g, positions, first, count, unit, inside);
     for (int plane = 0; plane < 3; ++plane)
       for (int i = 0; i < g.levels; ++i) {
-        const Level level = find_level(g, i);
-        locate(level, unit[kPlanes[plane][0]], unit[kPlanes[plane][1]], count, &cells);
+        const GridLevel level = find_level(g, i);
+        locate(level, unit[kGridPlanes[plane][0]], unit[kGridPlanes[plane][1]], count, &cells);
         interpolate(tables + plane * entries + level.start, cells, inside, count,
                     out + (int64_t{plane} * g.levels + i) * g.points + first);
       }
@@ -193,13 +167,13 @@ void grid_backward_tables(const Grid& g, const float* positions, const float* co
     Cells cells;
     Shares shares;
     const int64_t plane = task / g.levels;
-    const Level level = find_level(g, static_cast<int>(task % g.levels));
+    const GridLevel level = find_level(g, static_cast<int>(task % g.levels));
     float* table = out + plane * entries + level.start;
     std::memset(table, 0, sizeof(float) * level.size);
     for (int64_t chunk = 0; chunk < num_chunks(g); ++chunk) {
       const int count = chunk_size(g, chunk);
       to_unit(g, positions, chunk * kPoints, count, unit, inside);
-      locate(level, unit[kPlanes[plane][0]], unit[kPlanes[plane][1]], count, &cells);
+      locate(level, unit[kGridPlanes[plane][0]], unit[kGridPlanes[plane][1]], count, &cells);
       share(cells, cotangent + task * g.points + chunk * kPoints, inside, count, &shares);
       scatter(level, cells, shares, count, table);
     }
@@ -217,8 +191,8 @@ void grid_backward_positions(const Grid& g, const float* tables, const float* po
     to_unit(g, positions, first, count, unit, inside);
     for (int plane = 0; plane < 3; ++plane)
       for (int i = 0; i < g.levels; ++i) {
-        const Level level = find_level(g, i);
-        const int a = kPlanes[plane][0], b = kPlanes[plane][1];
+        const GridLevel level = find_level(g, i);
+        const int a = kGridPlanes[plane][0], b = kGridPlanes[plane][1];
         locate(level, unit[a], unit[b], count, &cells);
         add_slopes(tables + plane * entries + level.start, cells,
                    cotangent + (int64_t{plane} * g.levels + i) * g.points + first,

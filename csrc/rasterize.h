@@ -7,6 +7,11 @@
 namespace fg3dgs {
 
 constexpr int kTile = 16;
+constexpr int kCameraSums = 19;  // rotation 9, translation 3, fx, fy, cx, cy, camera centre 3
+
+struct Box {
+  uint16_t x0, y0, x1, y1;  // tiles, inclusive
+};
 
 struct Scene {
   const float* means;       // [n, 3] world units

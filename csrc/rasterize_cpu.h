@@ -12,7 +12,6 @@ namespace fg3dgs {
 constexpr int kChunk = 512;      // Gaussians per task
 constexpr int kHeader = 12;      // floats of a record before its colours
 constexpr int kBlockLanes = 16;  // a tile is 4 x 4 blocks of 4 x 4 pixels
-constexpr int kCameraSums = 19;  // rotation 9, translation 3, fx, fy, cx, cy, camera centre 3
 
 // A record is what blending needs of a visible Gaussian: `stride` floats, 64-byte aligned. Slot s belongs to chunk
 // s / kChunk and lies there in the order of the Gaussians.
@@ -29,10 +28,6 @@ enum RecordField {
   kOffset,  // int32: first of its pairs, counted from its chunk's first pair
   kBox0,    // int32: first tile, x | y << 16
   kBoxW     // int32: tiles in x
-};
-
-struct Box {
-  uint16_t x0, y0, x1, y1;  // tiles, inclusive
 };
 
 struct Work {

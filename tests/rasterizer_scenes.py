@@ -43,6 +43,23 @@ def random_cotangents(channels: int = 3, width: int = 70, height: int = 50, seed
     return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
 
+def poison(operands):
+    """The scene with hostile Gaussians in front, and their number: none of them may be drawn."""
+    cases = []
+    for index, size in ((0, 3), (1, 4), (2, 3), (3, 1), (4, 3), (7, 2)):
+        for value in (np.nan, np.inf, -np.inf):
+            cases += [(index, k, value) for k in range(size)]
+    cases += [(1, slice(None), 0.0), (2, 0, 3e38), (0, 2, 3e38), (0, slice(None), -1e30), (3, 0, -1.0), (3, 0, 0.0)]
+    camera_axis, center = operands[5][2, :3], -operands[5][:3, :3].T @ operands[5][:3, 3]
+    cases += [(0, slice(None), center + z * camera_axis) for z in (0.0099, 0.0, -1.0, -1e20)]  # before the near plane
+    bad = [np.repeat(x[:1], len(cases), 0) for x in (*operands[:5], operands[7])]
+    for row, (index, column, value) in enumerate(cases):
+        array = bad[5 if index == 7 else index]
+        array.reshape(len(cases), -1)[row, column] = value
+    joined = [np.concatenate([b, x]) for b, x in zip(bad, (*operands[:5], operands[7]), strict=True)]
+    return (*joined[:5], *operands[5:7], joined[5]), len(cases)
+
+
 def render(operands, width: int = 70, height: int = 50, **options):
     """`rasterize` on the eight operands."""
     return rasterize(*operands[:7], width, height, means2d=operands[7], **options)
@@ -62,3 +79,9 @@ def render_and_pull(operands, cotangents, width: int = 70, height: int = 50, **o
 # The reference's program is large and the scenes are small: compile it fast, without LLVM's optimizer, and share it.
 FAST = {"xla_backend_optimization_level": 0}
 reference = jax.jit(functools.partial(render_and_pull, backend="reference"), compiler_options=FAST)
+
+
+def cuda_targets() -> set[str]:
+    """Names of the native calls that exist on CUDA, whether or not this build has them."""
+    grid = {"fg3dgs_grid_encode", "fg3dgs_grid_backward_tables", "fg3dgs_grid_backward_positions"}
+    return grid | {"fg3dgs_rasterize_forward", "fg3dgs_rasterize_backward"}

@@ -1,5 +1,11 @@
-"""The grid's native kernel against its plain JAX twin, which the oracle in test_hashgrid.py cannot reach on a CPU."""
+"""The grid's native kernels against their plain JAX twin, which the oracle in test_hashgrid.py cannot reach on a CPU.
 
+The CUDA kernels' sources run by the emulation: see test_cuda_emulation.py.
+"""
+
+import functools
+
+import emulated
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,23 +19,43 @@ HASHED = hashgrid.GridSpec(levels=5, max_resolution=64, log2_table=9, bound=1.0)
 TOLERANCE = 1e-4
 
 
+@functools.cache
+def plain_jax(function, operands):
+    return jax.jit(function, static_argnums=operands)
+
+
+def emulated_kernel(which, *operands):
+    """A kernel with the operands of its CPU counterpart; the emulation's one entry takes all three arrays."""
+    *arrays, spec = operands
+    positions = arrays[0] if which == 1 else arrays[1]
+    tables = np.zeros((3, spec.starts[-1])) if which == 1 else arrays[0]
+    cotangent = np.zeros((3, spec.levels, positions.shape[1])) if which == 0 else arrays[-1]
+    return emulated.grid(which, tables, positions, cotangent, spec)
+
+
+CPU = (hashgrid_native.encode, hashgrid_native.backward_tables, hashgrid_native.backward_positions)
+CUDA = tuple(functools.partial(emulated_kernel, which) for which in range(3))
+
+
+@pytest.mark.parametrize("kernels", [CPU, CUDA], ids=["cpu", "cuda, emulated"])
 @pytest.mark.parametrize("spec", [DENSE, HASHED])
 @pytest.mark.parametrize("points", [0, 1, 511, 1537])
-def test_equals_plain_jax(spec, points):
+def test_equals_plain_jax(spec, points, kernels):
     rng = np.random.default_rng(points)
     tables = jnp.asarray(rng.uniform(-1, 1, (3, spec.starts[-1])), jnp.float32)
     positions = jnp.asarray(rng.uniform(-1.1, 1.1, (3, points)) * spec.bound, jnp.float32)  # some of them outside
     if points > 1:
         positions = positions.at[:, :2].set(jnp.array([[jnp.nan, 0.0], [0.0, jnp.inf], [0.0, 0.0]]))
     cotangent = jnp.asarray(rng.normal(size=(3, spec.levels, points)), jnp.float32)
+    encode, backward_tables, backward_positions = kernels
     for native, plain, operands in (
-        (hashgrid_native.encode, hashgrid.interpolate, (tables, positions)),
-        (hashgrid_native.backward_tables, hashgrid.tables_gradient, (positions, cotangent)),
-        (hashgrid_native.backward_positions, hashgrid.positions_gradient, (tables, positions, cotangent)),
+        (encode, hashgrid.interpolate, (tables, positions)),
+        (backward_tables, hashgrid.tables_gradient, (positions, cotangent)),
+        (backward_positions, hashgrid.positions_gradient, (tables, positions, cotangent)),
     ):
-        got, want = native(*operands, spec), jax.jit(plain, static_argnums=len(operands))(*operands, spec)
+        got, want = native(*operands, spec), plain_jax(plain, len(operands))(*operands, spec)
         scale = float(jnp.abs(want).max()) if points else 1.0
-        np.testing.assert_allclose(got, want, atol=TOLERANCE * max(scale, 1.0), err_msg=native.__name__)
+        np.testing.assert_allclose(got, want, atol=TOLERANCE * max(scale, 1.0), err_msg=plain.__name__)
 
 
 def test_cotangents_outside_are_ignored():

@@ -11,7 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rasterizer_scenes import FAST, NAMES, look, random_cotangents, random_scene, reference, render, render_and_pull
+from rasterizer_scenes import (
+    FAST,
+    NAMES,
+    look,
+    poison,
+    random_cotangents,
+    random_scene,
+    reference,
+    render,
+    render_and_pull,
+)
 
 from fg3dgs_jax import native
 from fg3dgs_jax.errors import UserError
@@ -101,23 +111,6 @@ def test_odd_sizes(width, height):
         np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=tolerance)
     assert got.num_pairs == want.num_pairs
     np.testing.assert_array_equal(got.radii, want.radii)
-
-
-def poison(operands):
-    """The scene with hostile Gaussians in front, and their number: none of them may be drawn."""
-    cases = []
-    for index, size in ((0, 3), (1, 4), (2, 3), (3, 1), (4, 3), (7, 2)):
-        for value in (np.nan, np.inf, -np.inf):
-            cases += [(index, k, value) for k in range(size)]
-    cases += [(1, slice(None), 0.0), (2, 0, 3e38), (0, 2, 3e38), (0, slice(None), -1e30), (3, 0, -1.0), (3, 0, 0.0)]
-    camera_axis, center = operands[5][2, :3], -operands[5][:3, :3].T @ operands[5][:3, 3]
-    cases += [(0, slice(None), center + z * camera_axis) for z in (0.0099, 0.0, -1.0, -1e20)]  # before the near plane
-    bad = [np.repeat(x[:1], len(cases), 0) for x in (*operands[:5], operands[7])]
-    for row, (index, column, value) in enumerate(cases):
-        array = bad[5 if index == 7 else index]
-        array.reshape(len(cases), -1)[row, column] = value
-    joined = [np.concatenate([b, x]) for b, x in zip(bad, (*operands[:5], operands[7]), strict=True)]
-    return (*joined[:5], *operands[5:7], joined[5]), len(cases)
 
 
 @pytest.mark.parametrize("sh", [0, 4])
@@ -356,13 +349,33 @@ def test_absent_binary_is_one_sentence(monkeypatch):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(native.importlib, "import_module", missing)
-    native.register.cache_clear()
+    native.binary.cache_clear()
     try:
         with pytest.raises(UserError, match="pip install -e"):
             render(random_scene(5))
     finally:
         monkeypatch.undo()
-        native.register.cache_clear()
+        native.binary.cache_clear()
+
+
+def test_a_gpu_without_cuda_kernels_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(native, "has_cuda", lambda: False)
+    with pytest.raises(UserError, match="FG3DGS_CUDA=1"):
+        render(random_scene(5))
+    monkeypatch.setattr(native, "has_cuda", lambda: True)
+    native.check_platform()
+
+
+def test_an_old_binary_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(native, "INTERFACE", 999)
+    native.binary.cache_clear()
+    try:
+        with pytest.raises(UserError, match="build them again"):
+            render(random_scene(5))
+    finally:
+        monkeypatch.undo()
+        native.binary.cache_clear()
 
 
 def test_import_loads_no_binary():
@@ -370,8 +383,16 @@ def test_import_loads_no_binary():
     assert run_python(code) is False
 
 
-def test_lowers_for_cuda_without_a_device():
-    """The call's structure holds on the other platform too: same target name, same operands."""
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_lowers_for_cuda_without_a_device(deterministic):
+    """Forward and backward, batched and not; the workspace is a result that nobody reads."""
     operands = tuple(map(jnp.asarray, random_scene(5)))
-    lowered = jax.jit(render).trace(operands).lower(lowering_platforms=("cuda",))
-    assert "fg3dgs_rasterize_forward" in lowered.as_text()
+
+    def loss(operands, viewmat):
+        return render((*operands[:5], viewmat, *operands[6:]), deterministic=deterministic).color.sum()
+
+    batched = jax.vmap(jax.grad(loss), (None, 0))
+    for function, viewmat in ((jax.grad(loss), operands[5]), (batched, jnp.stack([operands[5]] * 2))):
+        text = jax.jit(function).trace(operands, viewmat).lower(lowering_platforms=("cuda",)).as_text()
+        assert "@fg3dgs_rasterize_forward" in text and "@fg3dgs_rasterize_backward" in text
+        assert f"deterministic = {str(deterministic).lower()}" in text and "xui8>" in text

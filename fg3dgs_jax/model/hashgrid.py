@@ -148,12 +148,13 @@ _encode_feature.defvjp(_encode_forward, _encode_backward)
 
 
 def _by_platform(native, plain, spec):
-    """The native kernel where the call is lowered for the CPU, its plain JAX twin elsewhere."""
-    return functools.partial(
-        jax.lax.platform_dependent,
-        cpu=functools.partial(native, spec=spec),
-        default=functools.partial(plain, spec=spec),
-    )
+    """The native kernel where the call is lowered for the CPU or CUDA, its plain JAX twin elsewhere.
+
+    A binary that was built without CUDA leaves CUDA to the twin as well.
+    """
+    kernel, twin = functools.partial(native, spec=spec), functools.partial(plain, spec=spec)
+    platforms = {"cpu": kernel, "cuda": kernel} if hashgrid_native.on_cuda() else {"cpu": kernel}
+    return functools.partial(jax.lax.platform_dependent, **platforms, default=twin)
 
 
 def interpolate(tables: jax.Array, positions: jax.Array, spec: GridSpec) -> jax.Array:

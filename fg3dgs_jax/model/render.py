@@ -41,6 +41,7 @@ class RasterOptions:
 
     backend: str = "auto"
     max_pairs: int | None = None
+    deterministic: bool = False
 
 
 def create_motions(spec: HeadSpec, seed: int) -> tuple[dict[str, nnx.GraphDef], dict[str, dict]]:
@@ -99,6 +100,7 @@ def render_region(
         means2d=means2d,
         max_pairs=options.max_pairs,
         backend=options.backend,
+        deterministic=options.deterministic,
     )
 
 

@@ -93,6 +93,7 @@ def rasterize(
     near: float = 0.01,
     max_pairs: int | None = None,
     backend: str = "auto",
+    deterministic: bool = False,
 ) -> Rendered:
     """Renders N Gaussians, front to back (3DGS, Kerbl et al. 2023). Differentiable in every array argument.
 
@@ -111,6 +112,8 @@ def rasterize(
       max_pairs: None, or a limit to the tile-Gaussian pairs: if `num_pairs` of the result is larger, the images
         and the gradients are NaN, never silently incomplete. The reference has no limit.
       backend: "native", "reference" (pure JAX, slow), or "auto" (native; an error that names the fix if absent).
+      deterministic: gradients equal from run to run, bit for bit, on CUDA too, for a second backward pass over the
+        pixels. Images always are, and on the CPU gradients as well.
 
     Returns:
       Rendered: color [H, W, C] and depth [H, W] premultiplied by alpha [H, W]; radii [N] (3 sigma, pixels, 0 where
@@ -118,7 +121,8 @@ def rasterize(
       1/255; a pixel stops before the Gaussian that would take its transmittance below 1e-4.
 
     Raises:
-      ValueError, TypeError: a wrong shape, dtype or option. UserError: the native binary cannot be loaded.
+      ValueError, TypeError: a wrong shape, dtype or option. UserError: the native binary cannot be loaded, or has no
+      kernels for the GPU that JAX runs on.
     """
     _check_options(width, height, near, max_pairs, backend)
     arrays = [jnp.asarray(x) for x in (means, quats, scales, opacities, colors, viewmat, intrinsics)]
@@ -130,4 +134,4 @@ def rasterize(
     # their gradients over the devices.
     axes = native.varying_axes(arrays)
     operands = tuple(_vary(x.astype(jnp.float32), axes) for x in arrays)
-    return _native(operands, (int(width), int(height), float(near), max_pairs))
+    return _native(operands, ffi.Options(int(width), int(height), float(near), max_pairs, bool(deterministic)))

@@ -1,4 +1,7 @@
-"""The native rasterizer as two JAX calls, forward and backward."""
+"""The native rasterizer as two JAX calls, forward and backward, each for the platform that it is lowered for."""
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +11,67 @@ from fg3dgs_jax import native
 from fg3dgs_jax.types import Rendered
 
 
+class Options(NamedTuple):
+    """Everything static about a call: see `rasterizer.rasterize`."""
+
+    width: int
+    height: int
+    near: float
+    max_pairs: int | None
+    deterministic: bool
+
+
+def _attributes(options: Options) -> dict:
+    return {
+        "width": np.int64(options.width),
+        "height": np.int64(options.height),
+        "near_plane": np.float32(options.near),
+        "max_pairs": np.int64(-1 if options.max_pairs is None else options.max_pairs),
+    }
+
+
+def _workspace(operands: tuple, options: Options, backward: bool) -> jax.ShapeDtypeStruct:
+    """Memory that the kernels need on CUDA: one more result, so that XLA plans it; nobody reads it."""
+    colors = operands[4]
+    bytes_needed = native.binary().cuda_workspace_bytes(
+        n=colors.shape[0],
+        channels=colors.shape[-1],
+        sh_count=colors.shape[1] if colors.ndim == 3 else 0,
+        width=options.width,
+        height=options.height,
+        max_pairs=-1 if options.max_pairs is None else options.max_pairs,
+        backward=backward,
+        deterministic=options.deterministic,
+    )
+    return jax.ShapeDtypeStruct((bytes_needed,), jnp.uint8)
+
+
+def _call_cpu(name, results, options, *operands):
+    return native.call(name, results, operands, **_attributes(options))
+
+
+def _call_cuda(name, results, options, *operands):
+    backward = name == BACKWARD
+    extra = {"deterministic": options.deterministic} if backward else {}
+    results = [*results, _workspace(operands, options, backward)]
+    return native.call(name, results, operands, **_attributes(options), **extra)[:-1]
+
+
+FORWARD, BACKWARD = "fg3dgs_rasterize_forward", "fg3dgs_rasterize_backward"
+
+
 def _call(name, results, operands, options):
-    width, height, near, max_pairs = options
-    return native.call(
-        name,
-        results,
-        operands,
-        width=np.int64(width),
-        height=np.int64(height),
-        near_plane=np.float32(near),
-        max_pairs=np.int64(-1 if max_pairs is None else max_pairs),
+    native.check_platform()
+    return jax.lax.platform_dependent(
+        *operands,
+        cpu=functools.partial(_call_cpu, name, results, options),
+        cuda=functools.partial(_call_cuda, name, results, options),
     )
 
 
-def forward(operands: tuple, options: tuple) -> Rendered:
-    """`operands`: means, quats, scales, opacities, colors, viewmat, intrinsics, means2d, all float32;
-    `options`: width, height, near, max_pairs (None: no limit)."""
-    width, height = options[:2]
+def forward(operands: tuple, options: Options) -> Rendered:
+    """`operands`: means, quats, scales, opacities, colors, viewmat, intrinsics, means2d, all float32."""
+    width, height = options.width, options.height
     means, colors = operands[0], operands[4]
     results = [
         jax.ShapeDtypeStruct((height, width, colors.shape[-1]), jnp.float32),
@@ -33,10 +80,10 @@ def forward(operands: tuple, options: tuple) -> Rendered:
         jax.ShapeDtypeStruct(means.shape[:1], jnp.int32),
         jax.ShapeDtypeStruct((), jnp.int32),
     ]
-    return Rendered(*_call("fg3dgs_rasterize_forward", results, operands, options))
+    return Rendered(*_call(FORWARD, results, operands, options))
 
 
-def backward(operands: tuple, options: tuple, images: tuple, cotangents: tuple) -> tuple:
+def backward(operands: tuple, options: Options, images: tuple, cotangents: tuple) -> tuple:
     """Cotangents of the eight operands, from `images` (color, alpha, depth, as rendered) and their cotangents."""
     results = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in operands]
-    return _call("fg3dgs_rasterize_backward", results, (*operands, *images, *cotangents), options)
+    return _call(BACKWARD, results, (*operands, *images, *cotangents), options)

@@ -27,10 +27,18 @@ from fg3dgs_jax.errors import UserError
 
 FORMAT, VERSION = "fg3dgs_jax.checkpoint", 1
 SUMS = "SHA256SUMS"
-# What may differ between two runs of a command that continue each other: nothing here changes a parameter. The data
-# may have moved; its fingerprint decides.
-FREE = {"data", "config.data", "config.rasterizer.max_pairs", "config.models", "config.evaluate"} | {
-    f"config.{name}" for name in ("log_every", "preview_every", "save_every", "keep")
+# What may differ between two runs of a command that continue each other: nothing here changes a parameter beyond
+# rounding. The data may have moved; its fingerprint decides.
+FREE = {"data", "config.data", "config.models", "config.evaluate"} | {
+    f"config.{name}"
+    for name in (
+        "rasterizer.max_pairs",
+        "rasterizer.deterministic",
+        "log_every",
+        "preview_every",
+        "save_every",
+        "keep",
+    )
 }
 
 log = logging.getLogger(__name__)

@@ -91,7 +91,11 @@ def base() -> ConfigDict:
                 "networks": {"pattern": r".*/motion/(?!grid/|audio/).*", "decay": 0.0, "per_extent": False},
             },
             "sh_rest": 0.05,  # SH above degree 0 learn this much slower
-            "rasterizer": {"backend": "auto", "max_pairs": 0},  # 0: no limit
+            "rasterizer": {
+                "backend": "auto",
+                "max_pairs": 0,  # tile-Gaussian pairs of a layer at most; 0: no limit
+                "deterministic": False,  # True: on CUDA too its gradients are equal from run to run, bit for bit
+            },
             "log_every": 20,  # steps between two looks at the metrics
             "preview_every": 500,  # steps between two preview pictures
             "save_every": 1_000,  # steps between two checkpoints

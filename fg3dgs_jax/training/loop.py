@@ -80,7 +80,7 @@ def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
         tasks=run.tasks,
         stage=stage,
         rates=optim.Rates(groups, stage.rates, run.dataset.extent, run.config.sh_rest),
-        options=RasterOptions(run.config.rasterizer.backend, max_pairs),
+        options=RasterOptions(run.config.rasterizer.backend, max_pairs, run.config.rasterizer.deterministic),
     )
 
 
