@@ -28,12 +28,14 @@ from rich.table import Table
 from fg3dgs_jax import cli
 from fg3dgs_jax.data import audio as audio_io
 from fg3dgs_jax.data import clip as clips
-from fg3dgs_jax.data import face, intake, models, native, pose, report, sheet, video
+from fg3dgs_jax.data import face, intake, legacy_writing, models, native, pose, report, sheet, video
+from fg3dgs_jax.data.dataset import open_dataset
 from fg3dgs_jax.data.steps import Steps, file_sha256
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import console
 
 VERSION = 1  # of the steps: raised when their results change
+NOTE = "preprocess.json"  # in a folder of the field's layout, where it came from
 SHEET_FRAMES, SHEET_COLUMNS = 9, 4
 
 
@@ -55,6 +57,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--fps", type=float, default=25.0, help="frames a second (default: 25)")
     parser.add_argument("--audio-features", default="logmel", metavar="NAME",
         help="audio front end: logmel (default), or the folder of a wav2vec 2.0, HuBERT or Whisper model")  # fmt: skip
+    parser.add_argument("--layout", choices=("native", "legacy"), default="native", help="of DIR: this project's "
+        "(default), or that of AD-NeRF, RAD-NeRF, ER-NeRF and TalkingGaussian")  # fmt: skip
     flags = parser.parse_args(argv)
     if not 64 <= flags.size <= 2048 or flags.size % 2:
         raise UserError(f"--size {flags.size}: is not an even number from 64 to 2048; 512 is usual")
@@ -91,7 +95,8 @@ def check_out(out: Path) -> None:
 def made_from(out: Path) -> str | None:
     """What the dataset in `out` was made from, or None if it is no dataset made by this command."""
     try:
-        content = json.loads((out / "meta.json").read_text())
+        file = next((out / name for name in ("meta.json", NOTE) if (out / name).exists()), out / NOTE)
+        content = json.loads(file.read_text())
         return str(content["source"]["key"]) if content["format"] == native.FORMAT else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -102,7 +107,7 @@ def source_key(flags: argparse.Namespace, source: intake.Source) -> str:
     paths = (source.clip, source.landmark_model, source.person_model, source.parts_model)
     files = [file_sha256(path) for path in paths if path]
     return hashlib.sha256(
-        json.dumps([VERSION, files, flags.size, flags.fps, flags.audio_features]).encode()
+        json.dumps([VERSION, files, flags.size, flags.fps, flags.audio_features, flags.layout]).encode()
     ).hexdigest()
 
 
@@ -119,6 +124,8 @@ def make(flags: argparse.Namespace, source: intake.Source, key: str, steps: Step
     dataset = steps.run(
         "dataset", lambda folder: build(flags, source, key, found, frames, seen, folder), flags.audio_features
     )
+    if flags.layout == "legacy":
+        dataset = steps.run("legacy", lambda folder: write_legacy(dataset, folder), flags.layout)
     (dataset / "key").unlink()
     replace_folder(dataset, flags.out)
     return [report.Check(**line) for line in json.loads((flags.out / "report.json").read_text())["checks"]]
@@ -150,6 +157,15 @@ def build(flags, source: intake.Source, key: str, found, frames: intake.Cut, see
     (folder / "report.json").write_text(json.dumps(summary, indent=1))
     picture = contact_sheet(folder, source, frames, seen, poses, tracks, facts, checks)
     (folder / "contact_sheet.jpg").write_bytes(cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes())
+
+
+def write_legacy(native_folder: Path, folder: Path) -> None:
+    """The finished dataset once more in the field's layout, with the report and where it came from beside it."""
+    legacy_writing.write(open_dataset(native_folder), folder, console.track)
+    for name in ("report.json", "contact_sheet.jpg"):
+        shutil.copyfile(native_folder / name, folder / name)
+    meta = json.loads((native_folder / "meta.json").read_text())
+    (folder / NOTE).write_text(json.dumps({name: meta[name] for name in ("format", "version", "source")}, indent=1))
 
 
 def gather_facts(source, found, frames: intake.Cut, seen: intake.Seen, poses: pose.Poses, curve) -> report.Facts:

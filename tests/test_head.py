@@ -260,9 +260,10 @@ def test_live_sound_is_spoken_as_it_comes(head):
             given = start + 320
             yield sound[start : start + 320]
 
-    frames, waited = head.speak(microphone(), Control("still")), []
-    for k, _ in enumerate(frames):
+    frames, waited = head.speak(microphone(), Control(start=2)), []
+    for k, frame in enumerate(frames):
         waited.append(given / 16000 - k / 25)
+        assert int(frame[0, 0, 0]) // 4 == k + 2
     assert len(waited) == 25 and max(waited) < 0.4  # look-ahead, and one piece of sound
 
 

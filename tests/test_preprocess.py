@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fg3dgs_jax import cli, preprocess
-from fg3dgs_jax.data import audio, dataset, intake, pose, video
+from fg3dgs_jax.data import audio, dataset, intake, pose, synthetic, video
 from fg3dgs_jax.data.steps import Steps
 from fg3dgs_jax.types import Label
 
@@ -160,3 +160,23 @@ def test_an_older_dataset_is_replaced_whole_and_nothing_else_is(tmp_path):
     (out / "notes.txt").touch()
     with pytest.raises(preprocess.UserError, match="holds other files"):
         preprocess.check_out(out)
+
+
+def test_the_fields_layout_remembers_where_it_came_from(tmp_path):
+    made, out = tmp_path / "native", tmp_path / "legacy"
+    synthetic.make(made, 25, 64)
+    for name in ("report.json", "contact_sheet.jpg"):
+        (made / name).write_text("{}")
+    meta = json.loads((made / "meta.json").read_text())
+    meta["source"] = {"key": "abc", "crop": [10, 20, 300, 310]}
+    (made / "meta.json").write_text(json.dumps(meta))
+    out.mkdir()
+    preprocess.write_legacy(made, out)
+    assert preprocess.made_from(out) == "abc" == preprocess.made_from(made)
+    assert (out / "report.json").is_file() and dataset.open_dataset(out).crop == (
+        10,
+        20,
+        300,
+        310,
+    ) == dataset.open_dataset(made).crop
+    assert preprocess.parse(["clip.mp4", "--out=x", "--layout=legacy"]).layout == "legacy"

@@ -172,6 +172,13 @@ def condition(audio_features: np.ndarray, expression: np.ndarray, index: int) ->
     return types.Condition(audio=tokens(audio_features, index), expression=tokens(expression, index))
 
 
+def crop_of(source: dict) -> tuple[int, int, int, int] | None:
+    """Where in its video the clip was cut out, if `preprocess` noted it."""
+    crop = source.get("crop")
+    whole = isinstance(crop, list) and len(crop) == 4 and all(isinstance(edge, int) for edge in crop)
+    return tuple(crop) if whole and crop[0] < crop[2] and crop[1] < crop[3] else None
+
+
 def read_picture(path: Path, channels: int) -> np.ndarray:
     """A JPEG or PNG as u8 [H, W] (1 channel), RGB [H, W, 3] or RGBA [H, W, 4]; UserError unless whole."""
     try:

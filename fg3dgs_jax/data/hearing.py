@@ -69,7 +69,7 @@ class Heard(NamedTuple):
 class Hearing:
     """Windows of a sound, one per frame from -4 to L + 3, where L frames cover the sound; silence is around it.
 
-    After the last window `samples` is the sound's length.
+    `samples` is the sound's length; of live sound, as far as it has been heard.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Hearing:
         self._memory: collections.deque[np.ndarray] = collections.deque()
         self._scale = self._gain = 1.0  # for the front end; to bring loud speech to SPEECH_LEVEL
         if not self.live:
+            self.samples = len(sound)
             self._scale, self._gain, sound = front.scale(sound), audio_io.speech_gain(sound), [sound]
         # Vectors of silence before the sound.
         self._ahead = math.ceil(MARGIN * PER_SECOND / fps) + self._reach
@@ -116,8 +117,8 @@ class Hearing:
         yield np.zeros(self._ahead * audio_io.HOP, np.float32)
         for chunk in chunks:
             chunk = np.asarray(chunk, np.float32).reshape(-1)
-            self.samples += len(chunk)
             if self.live and len(chunk):
+                self.samples += len(chunk)
                 self._judge(chunk)
             yield chunk
         yield np.zeros((2 * self._ahead + 2) * audio_io.HOP, np.float32)

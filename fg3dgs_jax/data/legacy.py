@@ -1,4 +1,7 @@
-"""Reads the folder layout of AD-NeRF, RAD-NeRF, ER-NeRF and TalkingGaussian as a `Clip`.
+"""Reads the folder layout of AD-NeRF, RAD-NeRF, ER-NeRF and TalkingGaussian as a `Clip`, in all its variants.
+
+Pictures are in gt_imgs, com_imgs or ori_imgs, as .jpg or .png; torso_imgs, teeth_mask, au.csv and features may be
+missing, and are then made from the rest (`legacy_gaps`).
 
 The time axis has one position per `img_id`; positions without a frame (no face found there) borrow the nearest frame's
 pose and tracks and are in neither split. Label images have hard edges: the layout stores no soft masks.
@@ -15,12 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from fg3dgs_jax.data import clip as clips
-from fg3dgs_jax.data import speech_models
+from fg3dgs_jax.data import legacy_gaps, speech_models
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.types import Label
 
 FPS = 25.0
-AUDIO_FILES = {"ds": "aud_ds.npy", "eo": "aud_eo.npy", "hu": "aud_hu.npy"}  # DeepSpeech, Esperanto wav2vec 2.0, HuBERT
+# DeepSpeech (AD-NeRF's name for it last), the scores of Esperanto's wav2vec 2.0, HuBERT
+AUDIO_FILES = {"ds": "aud_ds.npy", "eo": "aud_eo.npy", "hu": "aud_hu.npy", "aud": "aud.npy"}
+PICTURES = tuple(f"{folder}/{{}}.{end}" for folder in ("gt_imgs", "com_imgs", "ori_imgs") for end in ("jpg", "png"))
 ACTION_UNITS = ("AU01", "AU02", "AU04", "AU05", "AU06", "AU07", "AU45")
 LATE_FRAMES = 8  # extractors may stop this much before the video does
 MIN_RANGE = 0.25  # of OpenFace's 0..5; an action unit that moves less is noise
@@ -42,7 +47,7 @@ def read(path: Path, audio_features: str | None = None) -> clips.Clip:
     nearest = present[np.abs(np.arange(total)[:, None] - present).argmin(1)]
     landmarks = _landmarks(path, present)[np.searchsorted(present, nearest)]
     height, width = clips.read_picture(_image_path(path, present[0]), 3).shape[:2]
-    units = _action_units(path / "au.csv", total)
+    units = _action_units(path / "au.csv", total) if (path / "au.csv").exists() else legacy_gaps.action_units(landmarks)
     names, expression = normalise_action_units(units)
     audio_name, features = _audio(path, audio_features, _audio_rows(frames, nearest))
     viewmats = np.stack([opencv_viewmat(path, frames[i]["transform_matrix"]) for i in present])
@@ -52,14 +57,15 @@ def read(path: Path, audio_features: str | None = None) -> clips.Clip:
     zeros = np.zeros(total, np.float32)
     blink = expression[:, names.index("AU45")] if "AU45" in names else zeros
     background = _background(path, width, height)
-    reader = functools.partial(_read, path, landmarks, background, (path / "teeth_mask").is_dir())
+    read_torso = functools.partial(_torso, path, landmarks)
+    reader = functools.partial(_read, path, landmarks, background)
     return clips.Clip(
         path=path, width=width, height=height, fps=FPS, intrinsics=intrinsics, viewmats=viewmats,
         expression=expression, expression_names=names, audio_features=features, audio_name=audio_name,
         audio_path=path / "aud.wav", frame_ids=present.astype(np.int32), train_ids=train, test_ids=test,
         extent=_extent(reader, present, viewmats, intrinsics), lips_box=lips, eye_boxes=eyes, landmarks=landmarks,
-        mouth_open=mouth_open, label_pixels=None, read=reader, torso=functools.partial(_torso, path),
-        background=background, crop=None, fingerprint=_fingerprint(path),
+        mouth_open=mouth_open, label_pixels=None, read=reader, torso=read_torso,
+        background=background, crop=_crop(path), fingerprint=_fingerprint(path),
         metrics={"lips": mouth_open, "mouth": units.get("AU25", mouth_open), "blink": blink},
     )  # fmt: skip
 
@@ -182,30 +188,48 @@ def read_array(file: Path) -> np.ndarray:
 
 
 def _image_path(path: Path, index: int) -> Path:
-    ground_truth = path / "gt_imgs" / f"{index}.jpg"
-    return ground_truth if ground_truth.exists() else path / "ori_imgs" / f"{index}.jpg"
+    found = (path / name.format(index) for name in PICTURES)
+    return next((file for file in found if file.exists()), path / PICTURES[0].format(index))
+
+
+def _crop(path: Path) -> tuple[int, int, int, int] | None:
+    """Where in its video the clip was cut out, in a folder that `preprocess` made."""
+    try:
+        return clips.crop_of(json.loads((path / "preprocess.json").read_text())["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _background(path: Path, width: int, height: int) -> np.ndarray:
-    background = clips.read_picture(path / "bc.jpg", 3)
+    file = path / ("bc.png" if (path / "bc.png").exists() and not (path / "bc.jpg").exists() else "bc.jpg")
+    background = clips.read_picture(file, 3)
     if background.shape != (height, width, 3):
-        raise UserError(f"{path / 'bc.jpg'}: is not {width}x{height} as the frames are; make the background again")
+        raise UserError(f"{file}: is not {width}x{height} as the frames are; make the background again")
     return background
 
 
-def _read(path: Path, landmarks: np.ndarray, background: np.ndarray, has_teeth: bool, index: int) -> clips.Pictures:
+def _read(path: Path, landmarks: np.ndarray, background: np.ndarray, index: int) -> clips.Pictures:
     image = clips.read_picture(_image_path(path, index), 3)
-    torso = _torso(path, index)
-    parsing = clips.read_picture(path / "parsing" / f"{index}.png", 3)
-    for name, picture in (("gt_imgs", image), ("torso_imgs", torso), ("parsing", parsing)):
+    labels = _frame_labels(path, landmarks, index)
+    torso = _torso(path, landmarks, index)
+    for name, picture in (("gt_imgs", image), ("torso_imgs", torso), ("parsing", labels)):
         if picture.shape[:2] != background.shape[:2]:
             raise UserError(f"{path / name}: frame {index} differs in size from the others; make the dataset again")
-    teeth = _teeth(path / "teeth_mask" / f"{index}.npy", parsing.shape[:2]) if has_teeth else None
-    return clips.Pictures(image, clips.over(torso, background), _labels(parsing, teeth, landmarks[index]))
+    return clips.Pictures(image, clips.over(torso, background), labels)
 
 
-def _torso(path: Path, index: int) -> np.ndarray:
-    return clips.read_picture(path / "torso_imgs" / f"{index}.png", 4)
+def _frame_labels(path: Path, landmarks: np.ndarray, index: int) -> np.ndarray:
+    parsing = clips.read_picture(path / "parsing" / f"{index}.png", 3)
+    folder = path / "teeth_mask"
+    teeth = _teeth(folder / f"{index}.npy", parsing.shape[:2]) if folder.is_dir() else None
+    return _labels(parsing, teeth, landmarks[index])
+
+
+def _torso(path: Path, landmarks: np.ndarray, index: int) -> np.ndarray:
+    if (path / "torso_imgs").is_dir():
+        return clips.read_picture(path / "torso_imgs" / f"{index}.png", 4)
+    image = clips.read_picture(_image_path(path, index), 3)
+    return legacy_gaps.torso(image, _frame_labels(path, landmarks, index), landmarks[index])
 
 
 def _teeth(file: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -254,7 +278,7 @@ def _extent(reader, present: np.ndarray, viewmats: np.ndarray, intrinsics: np.nd
 def _fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for name in ("transforms_train.json", "transforms_val.json", "au.csv"):
-        digest.update((path / name).read_bytes())
+        digest.update((path / name).read_bytes() if (path / name).exists() else b"")
     for file in sorted([*AUDIO_FILES.values(), "aud.wav", "bc.jpg"]):
         if (path / file).exists():
             digest.update(f"{file} {(path / file).stat().st_size}".encode())

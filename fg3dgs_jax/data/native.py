@@ -96,7 +96,7 @@ def read(path: Path, audio_features: str | None = None) -> clips.Clip:
         frame_ids=np.arange(meta.num_frames, dtype=np.int32),
         train_ids=np.array(meta.train, np.int32), test_ids=np.array(meta.test, np.int32), extent=meta.extent,
         metrics=metrics, label_pixels=label_pixels, read=read_frame, torso=read_torso,
-        background=background, crop=_crop(meta.source), fingerprint=fingerprint.hexdigest(),
+        background=background, crop=clips.crop_of(meta.source), fingerprint=fingerprint.hexdigest(),
         **{field.name: getattr(tracks, field.name) for field in dataclasses.fields(Tracks)},
     )  # fmt: skip
 
@@ -119,13 +119,6 @@ def _read_meta(file: Path) -> tuple[Meta, bytes]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{file}: is not a complete {FORMAT} description; preprocess the clip again") from None
     return meta, text
-
-
-def _crop(source: dict) -> tuple[int, int, int, int] | None:
-    """Where in its video the clip was cut out, if `preprocess` noted it."""
-    crop = source.get("crop")
-    whole = isinstance(crop, list) and len(crop) == 4 and all(isinstance(edge, int) for edge in crop)
-    return tuple(crop) if whole and crop[0] < crop[2] and crop[1] < crop[3] else None
 
 
 def _read_tracks(file: Path, meta: Meta) -> tuple[Tracks, np.ndarray]:

@@ -1,7 +1,7 @@
 """A trained head that renders: one frame, the held-out frames' way, or a whole speech."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -232,6 +232,30 @@ class Head:
         shown = self.perform(sound, control, fps=fps, background=background, alpha=alpha)
         return (frame.picture for frame in shown)
 
+    def gaussians(self, regions: Sequence[str] | None = None, deltas: Mapping | None = None) -> types.Gaussians:
+        """The living Gaussians of some regions (default all), as they were learnt or moved by `deltas`; on the host."""
+        parts = []
+        for name in regions or [region.name for region in self.spec.regions]:
+            alive, still = np.asarray(self._alive[name]), self._params[name]["gaussians"]
+            parts.append(jax.tree.map(lambda x, a=alive: np.asarray(x)[a], moved(still, deltas and deltas[name])))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+    def pose_gaussians(self, sound: np.ndarray) -> Iterator[tuple[Callable, np.ndarray]]:
+        """Per frame of a sound f32 [n] at 16 kHz: regions -> its moved Gaussians, and the camera f32 [4, 4]."""
+
+        def keep(condition: types.Condition, viewmat: np.ndarray, _backdrop: np.ndarray) -> tuple:
+            return condition, viewmat
+
+        ear = self.hear(sound)
+        plan = plan_of(self.dataset, Control(), ear.frames(self.dataset.fps))
+        shown = performance.play(keep, self.dataset, ear, plan, self.rest, self.dataset.torso, self.dataset.fps)
+        for frame in shown:
+            condition, viewmat = frame.picture
+            yield functools.partial(self._moved, condition), viewmat
+
+    def _moved(self, condition: types.Condition, regions: Sequence[str] | None = None) -> types.Gaussians:
+        return self.gaussians(regions, self._deltas(self._params, condition))
+
     def perform(
         self, sound, control: Control | None = None, *, fps: float | None = None, background: np.ndarray | None = None,
         alpha: bool = False,
@@ -260,6 +284,16 @@ class Head:
         if isinstance(sound, np.ndarray) and sound.ndim == 3:
             return performance.Given(self.fitting(sound, "sound"), self.dataset.fps)
         return sound if hasattr(sound, "frames") else self.hear(sound, gate)
+
+
+def moved(gaussians: types.Gaussians, deltas: types.Deltas | None) -> types.Gaussians:
+    """Raw Gaussians with one frame's motion put into them."""
+    if deltas is None:
+        return gaussians
+    changes = {"means": deltas.means, "quats": deltas.quats, "log_scales": deltas.log_scales}
+    return gaussians.replace(
+        **{name: getattr(gaussians, name) + change for name, change in changes.items() if change is not None}
+    )
 
 
 def _spec(stored: dict) -> rendering.HeadSpec:
