@@ -9,6 +9,7 @@ native D-SSIM and rasterizer must agree with their pure-JAX twins before anythin
 
 import argparse
 import json
+import operator
 import resource
 import statistics
 import tempfile
@@ -57,7 +58,8 @@ def fill(state):
     for name, pool in state.pools.items():
         live = np.flatnonzero(pool.alive)
         source = np.where(pool.alive, np.arange(len(pool.alive)), live[np.arange(len(pool.alive)) % len(live)])
-        params[name] = {**params[name], "gaussians": jax.tree.map(lambda x: x[source], params[name]["gaussians"])}
+        copied = jax.tree.map(operator.itemgetter(source), params[name]["gaussians"])
+        params[name] = {**params[name], "gaussians": copied}
         pools[name] = pool.replace(alive=jnp.ones_like(pool.alive))
     return state.replace(params=params, pools=pools)
 

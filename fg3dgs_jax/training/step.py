@@ -75,8 +75,8 @@ class Window(NamedTuple):
 
     def crop(self, image: jax.Array) -> jax.Array:
         """The rectangle of an image [H, W, ...] of the frame's size."""
-        start = (self.row, self.col) + (0,) * (image.ndim - 2)
-        return jax.lax.dynamic_slice(image, start, (self.height, self.width) + image.shape[2:])
+        start = (self.row, self.col, *(0,) * (image.ndim - 2))
+        return jax.lax.dynamic_slice(image, start, (self.height, self.width, *image.shape[2:]))
 
     def camera(self, frame: Frame) -> Camera:
         """The frame's camera, seeing the rectangle only."""
