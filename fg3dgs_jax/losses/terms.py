@@ -24,6 +24,8 @@ class RegionView:
     outside: jax.Array  # [h, w] in {0, 1}: must stay empty; what is neither is not judged
     deltas: Deltas | None  # None while the head stands still
     alive: jax.Array  # bool [N]
+    # Of the pixels that the means are taken over, the share that is here; prediction and target agree on all others.
+    share: float = flax.struct.field(pytree_node=False, default=1.0)
 
 
 @flax.struct.dataclass
@@ -43,8 +45,8 @@ def _delta(name: str):
 
 
 REGION_TERMS = {
-    "l1": lambda view: image.l1(view.prediction, view.target),
-    "dssim": lambda view: image.dssim(view.prediction, view.target),
+    "l1": lambda view: view.share * image.l1(view.prediction, view.target),
+    "dssim": lambda view: view.share * image.dssim(view.prediction, view.target),
     "alpha": lambda view: image.alpha(view.alpha, view.inside, view.outside),
     "delta_means": _delta("means"),
     "delta_quats": _delta("quats"),

@@ -22,9 +22,11 @@ from fg3dgs_jax.training.progress import Progress
 from fg3dgs_jax.training.signals import Interrupt, Stopped
 from fg3dgs_jax.training.state import PAIRS, TrainState
 from fg3dgs_jax.training.step import Plan, make_densify, make_step
-from fg3dgs_jax.types import Gaussians
+from fg3dgs_jax.types import Gaussians, Label
 
 log = logging.getLogger(__name__)
+MARGIN = 20  # pixels, both sides together; SSIM's windows that touch an edge reach 10 beyond it
+HEAD_VIEWS = 40  # frames that the size of the head's window is taken from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +46,30 @@ class Run:
         return self.stages[-1].stop
 
 
-def _crops(dataset: Dataset) -> dict[str, int]:
-    """Edge in pixels of the square that holds every frame's boxes of a kind with a margin, a multiple of 16."""
+def _crops(dataset: Dataset) -> dict[str, tuple[int, int]]:
+    """Rows and columns that hold the boxes of a kind in every frame with a margin, multiples of 8; "" the head.
+
+    The head is looked up in some frames spread over the clip.
+    """
     eyes = np.asarray(dataset.eye_boxes)
     both = np.stack([f(eyes[..., a], axis=1) for a, f in enumerate((np.min, np.max, np.min, np.max))], -1)
-    spans = {"lips": np.asarray(dataset.lips_box)[:, None], "eyes": both[:, None]}
-    limit = min(dataset.width, dataset.height)
+    ids = np.asarray(dataset.train_ids)
+    views = np.unique(np.linspace(0, len(ids) - 1, HEAD_VIEWS).astype(int))
+    heads = [_bounds(dataset.pictures(int(ids[i])).labels & Label.HEAD) for i in views]
     crops = {}
-    for kind, boxes in spans.items():
-        edge = max((boxes[..., 1] - boxes[..., 0]).max(), (boxes[..., 3] - boxes[..., 2]).max())
-        crops[kind] = min(limit, int(np.ceil(1.1 * edge / 16.0)) * 16)
+    for kind, boxes in {"": np.stack(heads), "lips": np.asarray(dataset.lips_box), "eyes": both}.items():
+        edges = (boxes[:, 1] - boxes[:, 0]).max(), (boxes[:, 3] - boxes[:, 2]).max()
+        if kind:
+            edges = (max(edges),) * 2
+        wanted = (int(np.ceil(max(1.1 * edge, edge + MARGIN) / 8.0)) * 8 for edge in edges)
+        crops[kind] = tuple(min(a, b) for a, b in zip(wanted, (dataset.height, dataset.width), strict=True))
     return crops
+
+
+def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Row and column ends of what is set in a mask [H, W]; the whole image if nothing is."""
+    rows, cols = np.nonzero(mask) if mask.any() else (np.array([0, n - 1]) for n in mask.shape)
+    return rows.min(), rows.max() + 1, cols.min(), cols.max() + 1
 
 
 def prepare(config: ConfigDict, dataset: Dataset, workdir: Path) -> Run:

@@ -23,13 +23,13 @@ class RegionTask:
     """What a region must learn: the pixels with a label of `include` and none of `exclude`.
 
     `box` ("", "lips" or "eyes") names the boxes of the frame inside which pixels outside the mask are not judged:
-    the region in front covers them (TG's mouth branch). `crop` is the edge in pixels of the square that holds them.
+    the region in front covers them (TG's mouth branch). `crop` holds them, or the head where there is no box.
     """
 
     include: int
     exclude: int
     box: str
-    crop: int
+    crop: tuple[int, int]  # rows, columns
     grad_threshold: float  # mean screen gradient in NDC units above which a Gaussian is cloned or split
 
 
@@ -134,19 +134,19 @@ def _bits(names: tuple[str, ...], field: str) -> int:
     return int(bits)
 
 
-def tasks(config: ConfigDict, crops: Mapping[str, int]) -> dict[str, RegionTask]:
-    """What each region of `config.layers` learns. `crops` gives the pixels that hold a box of each kind."""
+def tasks(config: ConfigDict, crops: Mapping[str, tuple[int, int]]) -> dict[str, RegionTask]:
+    """What each region of `config.layers` learns. `crops`: rows and columns that hold a box of each kind, "" the head."""
     found = {}
     for name in config.layers:
         region = config.regions[name]
         field = f"--config.regions.{name}"
-        if region.box not in ("", *crops):
-            raise UserError(f"{field}.box: {region.box!r} is none of {', '.join(map(repr, ('', *crops)))}.")
+        if region.box not in crops:
+            raise UserError(f"{field}.box: {region.box!r} is none of {', '.join(map(repr, crops))}.")
         found[name] = RegionTask(
             include=_bits(region.include, f"{field}.include"),
             exclude=_bits(region.exclude, f"{field}.exclude"),
             box=region.box,
-            crop=crops.get(region.box, 0),
+            crop=crops[region.box],
             grad_threshold=region.grad_threshold,
         )
     return found

@@ -84,13 +84,26 @@ class Window(NamedTuple):
         return Camera(frame.viewmat, frame.intrinsics - origin, self.width, self.height)
 
 
-def window_of(task: RegionTask, frame: Frame) -> Window:
-    """What a region's terms look at: the square of `task.crop` pixels around its boxes' common middle, or all."""
+def _bounds(mask: jax.Array) -> jax.Array:
+    """The box i32 [1, 4] (row0, row1, col0, col1) of a mask bool [H, W]; the whole image if nothing is set."""
+    ends = []
+    for axis in (1, 0):
+        there = jnp.any(mask, axis=axis)
+        ends += [jnp.argmax(there), there.shape[0] - jnp.argmax(there[::-1])]
+    return jnp.stack(ends).astype(jnp.int32)[None]
+
+
+def window_of(plan: Plan, task: RegionTask, frame: Frame) -> Window:
+    """What a region's terms look at: `task.crop` pixels around its boxes' common middle.
+
+    A region without boxes is looked at whole while the head stands still, so that nothing stays adrift far from it;
+    once it moves, in the window that holds its mask, or whole where the stage judges the finished frame.
+    """
     height, width = frame.labels.shape
-    if not task.box:
+    if not task.box and (plan.judges_frames or not plan.stage.moving):
         return Window(0, 0, height, width)
-    boxes = _boxes(frame, task.box)
-    edges = min(task.crop, height), min(task.crop, width)
+    boxes = _boxes(frame, task.box) if task.box else _bounds(_has(frame.labels, task.include))
+    edges = min(task.crop[0], height), min(task.crop[1], width)
     middle = [(boxes[:, a].min() + boxes[:, a + 1].max()) // 2 for a in (0, 2)]
     row, col = (
         jnp.clip(m - edge // 2, 0, size - edge) for m, edge, size in zip(middle, edges, (height, width), strict=True)
@@ -99,16 +112,15 @@ def window_of(task: RegionTask, frame: Frame) -> Window:
 
 
 def region_view(
-    layer: Layer, alive: jax.Array, frame: Frame, task: RegionTask, background: jax.Array
+    layer: Layer, alive: jax.Array, frame: Frame, task: RegionTask, window: Window, background: jax.Array
 ) -> loss_terms.RegionView:
     """A region's layer beside its target, in the region's window.
 
     Departure: outside the mask the target is a colour drawn anew each step, not a fixed green, so that the layer's
     alpha is learned at its edge and no sentinel colour can leak into it.
     """
-    window = window_of(task, frame)
     color, alpha = layer.rendered.color, layer.rendered.alpha
-    if alpha.shape == frame.labels.shape:
+    if alpha.shape != (window.height, window.width):
         color, alpha = window.crop(color), window.crop(alpha)
     labels = window.crop(frame.labels)
     inside = _has(labels, task.include) & ~_has(labels, task.exclude)
@@ -127,6 +139,8 @@ def region_view(
         outside=outside.astype(jnp.float32),
         deltas=layer.deltas,
         alive=alive,
+        # The window of boxes is all that is judged; the head's only leaves out what is empty anyway.
+        share=1.0 if task.box else window.height * window.width / frame.labels.size,
     )
 
 
@@ -158,7 +172,7 @@ def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainSta
             gaussians,
             state.pools[region.name].alive,
             deltas,
-            (whole if plan.judges_frames else window_of(plan.tasks[region.name], frame)).camera(frame),
+            (whole if plan.judges_frames else window_of(plan, plan.tasks[region.name], frame)).camera(frame),
             active_degree=active_degree(state.step, plan),
             means2d=offsets[region.name],
             options=plan.options,
@@ -173,7 +187,8 @@ def judge(plan: Plan, layers: list[Layer], state: TrainState, frame: Frame) -> t
     backgrounds = jax.random.uniform(key, (len(layers), 3))
     values, loss, views = {}, jnp.zeros(()), []
     for i, (region, layer) in enumerate(zip(plan.spec.regions, layers, strict=True)):
-        view = region_view(layer, state.pools[region.name].alive, frame, plan.tasks[region.name], backgrounds[i])
+        task, alive = plan.tasks[region.name], state.pools[region.name].alive
+        view = region_view(layer, alive, frame, task, window_of(plan, task, frame), backgrounds[i])
         views.append((view.prediction, view.target, view.inside))
         for term, weight in plan.stage.weights.items():
             if term in loss_terms.REGION_TERMS:
