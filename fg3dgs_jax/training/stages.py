@@ -135,7 +135,7 @@ def _bits(names: tuple[str, ...], field: str) -> int:
 
 
 def tasks(config: ConfigDict, crops: Mapping[str, tuple[int, int]]) -> dict[str, RegionTask]:
-    """What each region of `config.layers` learns. `crops`: rows and columns that hold a box of each kind, "" the head."""
+    """What each region of `config.layers` learns. `crops`: rows and columns that hold a kind of box, "" the head."""
     found = {}
     for name in config.layers:
         region = config.regions[name]
