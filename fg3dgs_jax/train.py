@@ -60,7 +60,7 @@ def finish(workdir: Path, config: ConfigDict) -> None:
     report = heldout.evaluate(head.dataset, head.render, workdir, models=config.models or None, track=console.track)
     console.show(console.score_table(report))
     sound = audio.load_audio(head.dataset.audio_path), audio.SAMPLE_RATE
-    speech.write(workdir / "result.mp4", head, head.own_windows(), sound, track=console.track)
+    speech.write(speech.Output(workdir / "result.mp4"), head, head.own_windows(), sound, track=console.track)
     print(f"wrote {workdir}/result.mp4, heldout.mp4, heldout.jpg and evaluation.json")
 
 

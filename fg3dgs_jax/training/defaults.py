@@ -70,6 +70,9 @@ def base() -> ConfigDict:
             "data": "",  # dataset folder: from `preprocess`, or in the AD-NeRF / ER-NeRF / TalkingGaussian layout
             "synthetic": {"frames": 0, "size": 192, "seed": 0},  # frames > 0 and no `data`: make the procedural clip
             "audio_features": config_dict.placeholder(str),  # another front end than the folder's own
+            # Noise on the audio features while their networks learn, in standard deviations of the features: on each
+            # value, and on all of a frame's values together (loudness, for log-mel bands).
+            "audio_noise": {"each": 0.0, "level": 0.0},
             "seed": 0,
             "schedule_scale": 1.0,
             "layers": (),  # names of the regions, front to back

@@ -89,6 +89,7 @@ def prepare(config: ConfigDict, dataset: Dataset, workdir: Path) -> Run:
 def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
     """What `make_step` needs for a stage; `max_pairs` None: as many as it takes."""
     groups = {name: optim.Group(**fields.to_dict()) for name, fields in run.config.groups.items()}
+    deviation = float(np.std(run.dataset.audio_features))
     return Plan(
         spec=run.spec,
         graphs=run.graphs,
@@ -96,6 +97,8 @@ def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
         stage=stage,
         rates=optim.Rates(groups, stage.rates, run.dataset.extent, run.config.sh_rest),
         options=RasterOptions(run.config.rasterizer.backend, max_pairs, run.config.rasterizer.deterministic),
+        audio_noise=run.config.audio_noise.each * deviation,
+        audio_level=run.config.audio_noise.level * deviation,
     )
 
 

@@ -29,6 +29,8 @@ class Plan:
     stage: Stage = flax.struct.field(pytree_node=False)
     rates: Rates = flax.struct.field(pytree_node=False)
     options: RasterOptions = flax.struct.field(pytree_node=False)
+    audio_noise: float = flax.struct.field(pytree_node=False, default=0.0)  # deviation, in units of the features
+    audio_level: float = flax.struct.field(pytree_node=False, default=0.0)  # deviation of a shift common to a frame's
 
     @property
     def judges_frames(self) -> bool:
@@ -181,6 +183,21 @@ def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainSta
     return layers
 
 
+def disturb(plan: Plan, state: TrainState, frame: Frame) -> Frame:
+    """The frame with noise on what its sound is described by, while the networks that hear it learn.
+
+    Departure: twenty seconds of speech hold each sound a few times only; without noise the networks learn the clip by
+    heart, and move the lips of unheard speech worse than not at all.
+    """
+    if not (plan.audio_noise or plan.audio_level) or "audio" not in plan.rates.ends:
+        return frame
+    keys = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.key), -1 - state.step))
+    audio = frame.condition.audio
+    audio += plan.audio_noise * jax.random.normal(keys[0], audio.shape)
+    audio += plan.audio_level * jax.random.normal(keys[1], ())
+    return frame.replace(condition=frame.condition.replace(audio=audio))
+
+
 def judge(plan: Plan, layers: list[Layer], state: TrainState, frame: Frame) -> tuple[jax.Array, dict[str, Any]]:
     """The weighted loss and its terms by name."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -224,6 +241,7 @@ def make_step(plan: Plan):
         return loss, (report, layers)
 
     def step(state: TrainState, frame: Frame) -> tuple[TrainState, dict[str, jax.Array]]:
+        frame = disturb(plan, state, frame)
         offsets = {name: jnp.zeros((pool.alive.shape[0], 2)) for name, pool in state.pools.items()}
         grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
         (loss, (report, layers)), (grads, screen) = grad(state.params, offsets, state, frame)
