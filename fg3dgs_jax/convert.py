@@ -7,6 +7,9 @@
         the lip-sync discriminator of Wav2Lip (non-commercial; `train_sync` trains one of your own)
     python -m fg3dgs_jax.convert syncnet_v2.model --out weights/syncnet.safetensors
         SyncNet, for the scores LSE-C and LSE-D
+    python -m fg3dgs_jax.convert chkpnt_fuse_latest.pth --data FOLDER --out RUN
+        a head trained by TalkingGaussian's own code, with the folder it was trained on: RUN then goes to `synthesize
+        --workdir RUN`, `evaluate` and `export` (for rendering; training it further is not possible)
 
 What a file holds is found out from the names in it, or said with --kind. The result keeps the SHA-256 of its sources.
 """
@@ -23,6 +26,7 @@ from fg3dgs_jax.data import foreign_weights as foreign
 from fg3dgs_jax.data import torch_file, weights
 from fg3dgs_jax.data.steps import file_sha256
 from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.inference import foreign_head
 from fg3dgs_jax.losses import lpips
 
 Arrays = dict[str, np.ndarray]
@@ -56,10 +60,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         prog="python -m fg3dgs_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what was published; all parts of one kind")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write, or the run"
+    )
     parser.add_argument("--kind", choices=list(KINDS), help="what the files hold, where it is not found out")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="with a checkpoint: the folder it was trained on")
+    parser.add_argument("--audio-features", metavar="NAME", help="with --data: ds, eo, hu or a file, as it was trained")
     flags = parser.parse_args(argv)
-    if flags.out.suffix != ".safetensors":
+    if flags.data and len(flags.files) != 1:
+        raise UserError("--data goes with one checkpoint, chkpnt_fuse_latest.pth")
+    if not flags.data and flags.out.suffix != ".safetensors":
         raise UserError(f"--out {flags.out}: must end in .safetensors")
     return flags
 
@@ -88,6 +98,10 @@ def find_kind(names: list[str], files: list[Path]) -> str:
 def main(argv: list[str]) -> int:
     """The command. Returns the exit code; see `cli.run`."""
     flags = parse(argv)
+    if flags.data:
+        counts = foreign_head.convert(flags.files[0], flags.data, flags.out, flags.audio_features)
+        print(f"wrote {flags.out}: a head of {', '.join(f'{n:,} Gaussians ({name})' for name, n in counts.items())}")
+        return 0
     arrays: Arrays = {}
     for path in flags.files:
         arrays |= read(path)

@@ -8,6 +8,7 @@ pose and tracks and are in neither split. Label images have hard edges: the layo
 """
 
 import csv
+import dataclasses
 import functools
 import hashlib
 import json
@@ -147,6 +148,19 @@ def normalise_action_units(units: dict[str, np.ndarray]) -> tuple[tuple[str, ...
     low, high = np.percentile(np.stack([units[name] for name in names], 1), [5, 99], axis=0)
     scaled = (np.stack([units[name] for name in names], 1) - low) / np.maximum(high - low, MIN_RANGE)
     return names, np.where(high - low < MIN_RANGE, 0.0, np.clip(scaled, 0.0, 1.0)).astype(np.float32)
+
+
+def as_released(clip: clips.Clip, units: tuple[str, ...]) -> clips.Clip:
+    """The clip as TalkingGaussian's own code sees it: raw intensities of `units`, the blink (AU45) up to 2, and the
+    principal point in the middle. Raises UserError if the folder has no such table."""
+    file = clip.path / "au.csv"
+    given = _action_units(file, clip.num_frames)
+    missing = [name for name in units if name not in given]
+    if missing:
+        raise UserError(f"{file}: has no {missing[0]}_r; the head needs {', '.join(units)} as OpenFace writes them")
+    track = np.stack([np.clip(given[name], 0, 2) if name == "AU45" else given[name] for name in units], 1)
+    middle = np.array([*clip.intrinsics[:2], clip.width / 2, clip.height / 2], np.float32)
+    return dataclasses.replace(clip, expression=track, expression_names=units, intrinsics=middle)
 
 
 def _audio_rows(frames: dict[int, dict], nearest: np.ndarray) -> np.ndarray:

@@ -15,13 +15,14 @@ from fg3dgs_jax.data.clip import TOKENS
 from fg3dgs_jax.data.clip import condition as condition_at
 from fg3dgs_jax.data.clip import tokens as token_rows
 from fg3dgs_jax.data.dataset import Dataset, open_dataset
-from fg3dgs_jax.data.legacy import LATE_FRAMES, read_array
+from fg3dgs_jax.data.legacy import LATE_FRAMES, as_released, read_array
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import performance
 from fg3dgs_jax.inference.control import Control
 from fg3dgs_jax.inference.control import plan as plan_of
 from fg3dgs_jax.inference.heldout import Render
 from fg3dgs_jax.model import render as rendering
+from fg3dgs_jax.model import talking_gaussian
 from fg3dgs_jax.model.hashgrid import GridSpec
 from fg3dgs_jax.training import checkpoint
 
@@ -94,6 +95,8 @@ class Head:
         state, info = checkpoint.load_for_inference(workdir)
         spec = _spec(info["spec"])
         dataset = open_dataset(data or info["data"], info["config"].get("audio_features"))
+        if info["config"].get("action_units") == "raw":  # a converted head
+            dataset = Dataset(as_released(dataset.clip, talking_gaussian.UNITS))
         given = (dataset.audio_features.shape[1:], dataset.expression.shape[1])
         if given != (spec.audio_shape, spec.expression_dim):
             raise UserError(

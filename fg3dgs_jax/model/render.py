@@ -9,6 +9,7 @@ from flax import nnx
 
 from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model import motion as motion_lib
+from fg3dgs_jax.model import talking_gaussian
 from fg3dgs_jax.model.hashgrid import GridSpec
 from fg3dgs_jax.rasterizer import rasterize
 from fg3dgs_jax.types import Camera, Condition, Deltas, Gaussians, Rendered
@@ -49,23 +50,23 @@ def create_motions(spec: HeadSpec, seed: int) -> tuple[dict[str, nnx.GraphDef], 
     graphs, params = {}, {}
     for i, region in enumerate(spec.regions):
         rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), i))
-        module = motion_lib.create(region.motion, region.grid, spec.audio_shape, spec.expression_dim, rngs=rngs)
+        module = _create(spec, region, rngs)
         graphs[region.name], state = nnx.split(module)
         params[region.name] = nnx.to_pure_dict(state)
     return graphs, params
+
+
+def _create(spec: HeadSpec, region: RegionSpec, rngs: nnx.Rngs) -> nnx.Module:
+    if region.motion in talking_gaussian.KINDS:
+        return talking_gaussian.create(region.motion, region.grid, spec.audio_shape, rngs=rngs)
+    return motion_lib.create(region.motion, region.grid, spec.audio_shape, spec.expression_dim, rngs=rngs)
 
 
 def motion_structure(spec: HeadSpec) -> tuple[dict[str, nnx.GraphDef], dict[str, dict]]:
     """What `create_motions` returns with shapes in place of arrays: nothing is computed, so nothing compiles."""
     graphs, shapes = {}, {}
     for region in spec.regions:
-        graphs[region.name], state = nnx.split(
-            nnx.eval_shape(
-                lambda r=region: motion_lib.create(
-                    r.motion, r.grid, spec.audio_shape, spec.expression_dim, rngs=nnx.Rngs(0)
-                )
-            )
-        )
+        graphs[region.name], state = nnx.split(nnx.eval_shape(lambda r=region: _create(spec, r, nnx.Rngs(0))))
         shapes[region.name] = nnx.to_pure_dict(state)
     return graphs, shapes
 
