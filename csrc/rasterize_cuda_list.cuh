@@ -68,7 +68,6 @@ __device__ __forceinline__ bool next_keys(const CudaWork& w, int64_t tile, uint6
   const uint32_t start = w.tile_start[tile];
   const uint32_t listed = w.tile_fill[tile] < w.tile_count[tile] ? w.tile_fill[tile] : w.tile_count[tile];
   const int64_t candidates = w.tile_count[tile] == 0 ? 0 : start != kNoList ? listed : w.scene.n;
-  __syncthreads();  // the previous keys were read
   if (threadIdx.x == 0) {
     s->count = 0;
     s->limit = ~uint64_t{0};

@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-# Before anything imports jax. `JAX_PLATFORMS=cuda pytest -m gpu` runs the tests that need a device.
+# Before anything imports jax. `JAX_PLATFORMS=cuda,cpu pytest -m gpu` runs the tests that need a device.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The commands under test keep compiled programs under the user's cache directory; tests leave that alone, and share
 # theirs: compiling the same step again is most of what a test of the trainer would do.
