@@ -240,6 +240,11 @@ def test_silence_keeps_the_mouth_still_in_its_most_closed_pose(head):
     assert (np.stack(list(head.speak(silent, Control("still", "still", gate=None)))) != frames).any()
 
 
+def test_what_cannot_be_done_as_asked_is_said(head, caplog):
+    list(head.speak(np.zeros(3200, np.float32), Control("still", orbit=40.0, orbit_seconds=0.4)))
+    assert any("the orbit is held to" in record.getMessage() for record in caplog.records)
+
+
 @pytest.mark.parametrize("fps", [10.0, 25.0, 30.0, 50.0])
 def test_any_frame_rate_shows_the_same_moments(head, fps):
     sound = (0.1 * np.random.default_rng(0).standard_normal(10_000)).astype(np.float32)  # 15.6 frames

@@ -1,6 +1,7 @@
 """A trained head that renders: one frame, the held-out frames' way, or a whole speech."""
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from fg3dgs_jax.model import render as rendering
 from fg3dgs_jax.model import talking_gaussian
 from fg3dgs_jax.model.hashgrid import GridSpec
 from fg3dgs_jax.training import checkpoint
+
+log = logging.getLogger(__name__)
 
 MARGIN = TOKENS // 2  # frames that a condition reaches before and after its own
 MEAN_FRAMES = 200  # training frames behind the mean deltas of a frozen head
@@ -269,6 +272,8 @@ class Head:
         live = isinstance(ear, hearing.Hearing) and ear.live
         length = int(LIVE_SECONDS * dataset.fps) if live else ear.frames(dataset.fps)
         plan = plan_of(dataset, control, length)
+        for note in plan.notes:
+            log.warning("%s", note)
         unused = control.gate is None and control.gain == 1.0
         rest = np.zeros((TOKENS, *self.spec.audio_shape), np.float32) if unused else self.rest
 
