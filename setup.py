@@ -19,11 +19,11 @@ from setuptools.errors import CompileError
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
-# One unit per instruction set; the driver chooses among them at run time.
+# Kernels are compiled once per instruction set; csrc/isa.h chooses among them at run time.
 ISA_FLAGS = {
-    "csrc/rasterize_cpu_baseline.cc": [],
-    "csrc/rasterize_cpu_avx2.cc": ["-march=x86-64-v3"],
-    "csrc/rasterize_cpu_avx512.cc": ["-march=x86-64-v4"],
+    f"csrc/{kernel}_cpu_{isa}.cc": flags
+    for kernel in ("rasterize", "mlp")
+    for isa, flags in (("baseline", []), ("avx2", ["-march=x86-64-v3"]), ("avx512", ["-march=x86-64-v4"]))
 }
 # No errno, no traps: without these GCC keeps square roots and selections scalar. NaN and Inf keep their meaning.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]

@@ -1,9 +1,12 @@
 // The CPU's XLA FFI handlers, and the Python module.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+
 #include "cuda_work.h"
 #include "dssim.h"
 #include "ffi_bind.h"
+#include "mlp.h"
 
 namespace py = pybind11;
 
@@ -87,6 +90,42 @@ ffi::Error grid_backward_positions_cpu(ffi::ThreadPool pool, F32 tables, F32 pos
   return ffi::Error::Success();
 }
 
+// The network that fits the operands, or an error.
+ffi::Error make_mlp(ffi::Span<const int32_t> sizes, F32 x, int64_t weights, Mlp* m) {
+  const auto dims = x.dimensions();
+  *m = {sizes.begin(), static_cast<int>(sizes.size()) - 1, dims.size() == 2 ? dims[1] : -1};
+  const bool good = m->layers > 0 && m->layers <= kMostLayers && m->points >= 0 && dims[0] == sizes[0] &&
+                    *std::min_element(sizes.begin(), sizes.end()) > 0 && mlp_weights(*m) == weights;
+  return good ? ffi::Error::Success()
+              : ffi::Error(ffi::ErrorCode::kInvalidArgument, "mlp: operands have the wrong shapes");
+}
+
+// x [in, n], weights [sum of in * out] -> [out, n]
+ffi::Error mlp_forward_cpu(ffi::ThreadPool pool, F32 x, F32 weights, OutF32 out, ffi::Span<const int32_t> sizes) {
+  Mlp m;
+  ffi::Error error = make_mlp(sizes, x, size_of(weights), &m);
+  if (error.failure()) return error;
+  mlp_forward(m, x.typed_data(), weights.typed_data(), out->typed_data(), make_executor(pool));
+  return ffi::Error::Success();
+}
+
+// x, weights, cotangent of the result [out, n] -> cotangents of x and of the weights
+ffi::Error mlp_backward_cpu(ffi::ThreadPool pool, F32 x, F32 weights, F32 d_out, OutF32 d_x, OutF32 d_weights,
+                            ffi::Span<const int32_t> sizes) {
+  Mlp m;
+  ffi::Error error = make_mlp(sizes, x, size_of(weights), &m);
+  if (error.failure()) return error;
+  mlp_backward(m, x.typed_data(), weights.typed_data(), d_out.typed_data(), d_x->typed_data(), d_weights->typed_data(),
+               make_executor(pool));
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER(kMlpForwardCpu, mlp_forward_cpu,
+                       ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Ret<F32>().Attr<
+                           ffi::Span<const int32_t>>("sizes"));
+XLA_FFI_DEFINE_HANDLER(kMlpBackwardCpu, mlp_backward_cpu,
+                       ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>().Attr<
+                           ffi::Span<const int32_t>>("sizes"));
 XLA_FFI_DEFINE_HANDLER(kForwardCpu, forward_cpu, bind_forward(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()));
 XLA_FFI_DEFINE_HANDLER(kBackwardCpu, backward_cpu, bind_backward(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()));
 XLA_FFI_DEFINE_HANDLER(kDssimCpu, dssim_cpu,
@@ -105,6 +144,8 @@ py::list registrations() {
       {"fg3dgs_rasterize_forward", "cpu", kForwardCpu},
       {"fg3dgs_rasterize_backward", "cpu", kBackwardCpu},
       {"fg3dgs_dssim", "cpu", kDssimCpu},
+      {"fg3dgs_mlp_forward", "cpu", kMlpForwardCpu},
+      {"fg3dgs_mlp_backward", "cpu", kMlpBackwardCpu},
       {"fg3dgs_grid_encode", "cpu", kGridEncodeCpu},
       {"fg3dgs_grid_backward_tables", "cpu", kGridBackwardTablesCpu},
       {"fg3dgs_grid_backward_positions", "cpu", kGridBackwardPositionsCpu},
@@ -141,7 +182,7 @@ std::vector<Registration> cuda_registrations() { return {}; }
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of fg3dgs_jax, as XLA FFI targets.";
-  m.attr("INTERFACE") = 2;  // as in fg3dgs_jax/native.py
+  m.attr("INTERFACE") = 3;  // as in fg3dgs_jax/native.py
   m.def("registrations", &fg3dgs::registrations);
   m.def("cuda_workspace_bytes", &fg3dgs::cuda_workspace_bytes, py::arg("n"), py::arg("channels"), py::arg("sh_count"),
         py::arg("width"), py::arg("height"), py::arg("max_pairs"), py::arg("backward"), py::arg("deterministic"));

@@ -2,7 +2,6 @@
 #include "rasterize_cpu.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -13,21 +12,8 @@ namespace fg3dgs {
 namespace {
 
 const Kernels& kernels() {
-#ifdef FG_X86
-  static const Kernels& best = [&]() -> const Kernels& {
-    const char* cap = std::getenv("FG3DGS_ISA");  // tests run the narrower kernels on wide machines
-    const bool no512 = cap && std::strcmp(cap, "avx512") != 0, no2 = no512 && std::strcmp(cap, "avx2") != 0;
-    if (!no512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
-      return avx512::kKernels;
-    if (!no2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
-      return avx2::kKernels;
-    return baseline::kKernels;
-  }();
+  static const Kernels& best = FG_BEST(kKernels);
   return best;
-#else
-  return baseline::kKernels;
-#endif
 }
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }

@@ -5,6 +5,7 @@
 // order. No step's result depends on which thread ran what.
 #pragma once
 
+#include "isa.h"
 #include "rasterize.h"
 
 namespace fg3dgs {
@@ -57,16 +58,6 @@ struct Kernels {
 // Floats of 64-byte aligned scratch that one blending task needs: planes of 256 pixels, and a pair's sums.
 inline int64_t scratch_floats(int channels) { return 256 * (int64_t{channels} + 4) + 16 * (channels + 7 + 16); }
 
-namespace baseline {
-extern const Kernels kKernels;
-}
-#ifdef FG_X86
-namespace avx2 {
-extern const Kernels kKernels;
-}
-namespace avx512 {
-extern const Kernels kKernels;
-}
-#endif
+FG_PER_ISA(extern const Kernels kKernels;)
 
 }  // namespace fg3dgs

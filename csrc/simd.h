@@ -172,5 +172,32 @@ FG_INLINE vf reciprocal(vf x) {
 #endif
 }
 
+#if defined(__AVX512F__)
+FG_INLINE vf add_pairs(vf a, vf b) {  // sums of neighbours: a's in the low half, b's in the high half
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+#elif defined(__AVX2__)
+FG_INLINE vf add_pairs(vf a, vf b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+#else
+FG_INLINE vf add_pairs(vf a, vf b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+}
+#endif
+
+// Lane i of the result is the sum of v[i]'s lanes, for i < count; N = kWidth.
+template <int N>
+FG_INLINE vf sum_lanes(const vf* v, int count) {
+  if (count <= 0) return zero();
+  if constexpr (N == 1) {
+    return v[0];
+  } else {
+    return add_pairs(sum_lanes<N / 2>(v, count), sum_lanes<N / 2>(v + N / 2, count - N / 2));
+  }
+}
+
 }  // namespace FG_ISA
 }  // namespace fg3dgs

@@ -28,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 from fg3dgs_jax.model.hashgrid import GridSpec, TriPlaneGrid, draw_uniform, encode_transposed
+from fg3dgs_jax.model.mlp import MLP, Linear
 from fg3dgs_jax.types import Condition, Deltas
 
 NUM_TOKENS = 8  # frames [i-4, i+4)
@@ -54,32 +55,6 @@ def _init_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 _dense = functools.partial(nnx.Linear, kernel_init=_init_kernel, bias_init=_init_bias)
 _conv = functools.partial(nnx.Conv, kernel_size=(3,), padding=1, kernel_init=_init_kernel, bias_init=_init_bias)
-
-
-class Linear(nnx.Module):
-    """A product with a kernel f32 [in, out], without bias: x [in] or [in, N] -> [out] or [out, N]."""
-
-    def __init__(self, size_in: int, size_out: int, *, rngs: nnx.Rngs, gain: float = 1.0):
-        self.kernel = nnx.Param(draw_uniform(rngs.params(), (size_in, size_out), math.sqrt(3 * gain / size_in)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.kernel[...].T @ x
-
-
-class MLP(nnx.Module):
-    """Linear layers `layer0..` of sizes (in, hidden.., out), ReLU between them and none after the last."""
-
-    def __init__(self, sizes: tuple[int, ...], *, rngs: nnx.Rngs, last_gain: float = 1.0):
-        self.depth = len(sizes) - 1
-        for i in range(self.depth):
-            gain = last_gain if i == self.depth - 1 else 2.0
-            setattr(self, f"layer{i}", Linear(*sizes[i : i + 2], gain=gain, rngs=rngs))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x f32 [in] or [in, N] -> f32 [out] or [out, N]."""
-        for i in range(self.depth - 1):
-            x = jax.nn.relu(getattr(self, f"layer{i}")(x))
-        return getattr(self, f"layer{self.depth - 1}")(x)
 
 
 class WindowAttention(nnx.Module):

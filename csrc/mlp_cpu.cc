@@ -1,0 +1,87 @@
+// The perceptron's driver: passes of points, threads, sums over them. The arithmetic is in the kernels.
+#include "mlp_cpu.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "parallel.h"
+
+namespace fg3dgs {
+namespace {
+
+constexpr int64_t kMostChunks = 16;  // of a sum over all points: a fixed split, whatever the threads
+
+const MlpKernels& kernels() {
+  static const MlpKernels& best = FG_BEST(kMlpKernels);
+  return best;
+}
+
+// Points [first, first + count) of an array [rows, points], the rest of a pass zero.
+void load(const float* array, int64_t points, int rows, int64_t first, int64_t count, float* out) {
+  for (int r = 0; r < rows; ++r) {
+    std::memcpy(out + r * kMlpStride, array + r * points + first, count * sizeof(float));
+    std::memset(out + r * kMlpStride + count, 0, (kMlpStride - count) * sizeof(float));
+  }
+}
+
+void save(const float* rows_in, int64_t points, int rows, int64_t first, int64_t count, float* array) {
+  for (int r = 0; r < rows; ++r)
+    std::memcpy(array + r * points + first, rows_in + r * kMlpStride, count * sizeof(float));
+}
+
+// The layers of one pass, each [size, kMlpStride].
+struct Layers {
+  std::vector<float> memory;
+  float* layer[kMostLayers + 1];
+
+  explicit Layers(const Mlp& m) {
+    int64_t rows = 0;
+    for (int i = 0; i <= m.layers; ++i) rows += m.sizes[i];
+    memory.resize(rows * kMlpStride);
+    float* next = memory.data();
+    for (int i = 0; i <= m.layers; ++i) {
+      layer[i] = next;
+      next += int64_t{m.sizes[i]} * kMlpStride;
+    }
+  }
+};
+
+}  // namespace
+
+void mlp_forward(const Mlp& m, const float* x, const float* weights, float* out, const Executor& executor) {
+  const int64_t passes = (m.points + kMlpPoints - 1) / kMlpPoints;
+  const int64_t chunks = std::min(passes, kMostChunks);
+  parallel_for(executor, chunks, [&](int, int64_t chunk) {
+    Layers layers(m);
+    for (int64_t pass = chunk * passes / chunks; pass < (chunk + 1) * passes / chunks; ++pass) {
+      const int64_t first = pass * kMlpPoints, count = std::min<int64_t>(kMlpPoints, m.points - first);
+      load(x, m.points, m.sizes[0], first, count, layers.layer[0]);
+      kernels().run(m, weights, m.layers, layers.layer);
+      save(layers.layer[m.layers], m.points, m.sizes[m.layers], first, count, out);
+    }
+  });
+}
+
+void mlp_backward(const Mlp& m, const float* x, const float* weights, const float* d_out, float* d_x, float* d_weights,
+                  const Executor& executor) {
+  const int64_t passes = (m.points + kMlpPoints - 1) / kMlpPoints, size = mlp_weights(m);
+  const int64_t chunks = std::min(passes, kMostChunks);
+  std::vector<float> sums(chunks * size, 0.0f);
+  parallel_for(executor, chunks, [&](int, int64_t chunk) {
+    Layers layers(m), up(m);
+    for (int64_t pass = chunk * passes / chunks; pass < (chunk + 1) * passes / chunks; ++pass) {
+      const int64_t first = pass * kMlpPoints, count = std::min<int64_t>(kMlpPoints, m.points - first);
+      load(x, m.points, m.sizes[0], first, count, layers.layer[0]);
+      load(d_out, m.points, m.sizes[m.layers], first, count, up.layer[m.layers]);
+      kernels().run(m, weights, m.layers - 1, layers.layer);
+      kernels().pull(m, weights, layers.layer, up.layer, sums.data() + chunk * size);
+      save(up.layer[0], m.points, m.sizes[0], first, count, d_x);
+    }
+  });
+  std::fill(d_weights, d_weights + size, 0.0f);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+    for (int64_t i = 0; i < size; ++i) d_weights[i] += sums[chunk * size + i];
+}
+
+}  // namespace fg3dgs

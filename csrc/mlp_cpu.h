@@ -1,0 +1,21 @@
+// What the perceptron's driver and its kernels, one per instruction set, share.
+#pragma once
+
+#include "isa.h"
+#include "mlp.h"
+
+namespace fg3dgs {
+
+constexpr int kMlpPoints = 256;               // per pass: its layers stay in the second cache
+constexpr int kMlpStride = kMlpPoints + 16;   // rows do not all start in the same few sets of the first cache
+
+struct MlpKernels {
+  // Fills layers 1 to `count` of a pass from layer 0, each [size, kMlpStride].
+  void (*run)(const Mlp&, const float* weights, int count, float* const* layer);
+  // Gradients of a pass: `up` holds the last layer's and ends with the first's; the weights' are added.
+  void (*pull)(const Mlp&, const float* weights, float* const* layer, float* const* up, float* d_weights);
+};
+
+FG_PER_ISA(extern const MlpKernels kMlpKernels;)
+
+}  // namespace fg3dgs

@@ -1,0 +1,2 @@
+#define FG_ISA avx512
+#include "mlp_kernels.h"

@@ -1,0 +1,2 @@
+#define FG_ISA baseline
+#include "mlp_kernels.h"
