@@ -13,6 +13,8 @@ STATIC, MOTION, FUSION = 3_000, 47_000, 10_000  # steps, FG implementation detai
 def get_config():
     config = defaults.base()
     config.layers = ("face", "mouth", "eyes")  # FG Eq. 14
+    # Departure: on twenty seconds of speech noise took the lip opening's r from 0.47 to 0.72 and LMD from 1.30 to 1.19.
+    config.audio_noise.update(each=0.3, level=0.3)
     config.regions.face = defaults.region(
         include=("head",),
         exclude=("lips", "inner_mouth", "eyes"),
