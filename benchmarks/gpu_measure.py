@@ -236,11 +236,11 @@ def make_head(n: int, size: int):
         params[region.name] = {"gaussians": gaussians, "motion": motions[region.name]}
     stage = next(stage for stage in stages.stages(config) if stage.moving)
     groups = {name: optim.Group(**fields.to_dict()) for name, fields in config.groups.items()}
-    crop = -(-size // 80) * 16
+    crop, head = -(-size // 80) * 16, -(-size // 12) * 8  # a fifth and two thirds of the picture
     plan = Plan(
         spec=spec,
         graphs=graphs,
-        tasks=stages.tasks(config, {"lips": crop, "eyes": crop}),
+        tasks=stages.tasks(config, {"": (head, head), "lips": (crop, crop), "eyes": (crop, crop)}),
         stage=stage,
         rates=optim.Rates(groups, stage.rates, 0.1, config.sh_rest),
         options=render.RasterOptions(),
@@ -308,7 +308,10 @@ def main() -> None:
     parser.add_argument("--cases", default=CASES, help="GaussiansxPIXELS, in the order of their importance")
     parser.add_argument("--seconds", type=float, default=240, help="no case is begun after these")
     parser.add_argument("--no-gsplat", action="store_true")
+    parser.add_argument("--any-device", action="store_true", help="also without a GPU: to try the script itself")
     flags = parser.parse_args()
+    if jax.default_backend() != "gpu" and not flags.any_device:
+        raise SystemExit(f"JAX runs on {jax.default_backend()!r}, not on a GPU")
     end, rows, longest = time.monotonic() + flags.seconds, [], 0.0
     for case in flags.cases.split(","):
         start = time.monotonic()

@@ -3,6 +3,7 @@ hostile input, determinism, threads, capacity, errors. Processes of their own wh
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -365,6 +366,12 @@ def test_a_gpu_without_cuda_kernels_is_one_sentence(monkeypatch):
         render(random_scene(5))
     monkeypatch.setattr(native, "has_cuda", lambda: True)
     native.check_platform()
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None or os.environ.get("FG3DGS_CUDA") == "0", reason="built without CUDA")
+def test_cuda_is_built_where_nvcc_is():
+    """And the module is loaded here, where there may be neither GPU nor driver."""
+    assert native.has_cuda()
 
 
 def test_an_old_binary_is_one_sentence(monkeypatch):
