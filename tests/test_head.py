@@ -240,6 +240,20 @@ def test_silence_keeps_the_mouth_still_in_its_most_closed_pose(head):
     assert (np.stack(list(head.speak(silent, Control("still", "still", gate=None)))) != frames).any()
 
 
+def test_a_head_hears_by_the_front_end_it_was_trained_on(run_folder, monkeypatch, tmp_path):
+    sound = np.zeros(3200, np.float32)
+    with pytest.raises(UserError, match="trained on log-mel bands; leave it out"):
+        Head.load(run_folder, speech_model="models/hubert").hear(sound)
+    head = Head.load(run_folder)
+    other = dataclasses.replace(head.dataset.clip, audio_name="hubert@0123")
+    monkeypatch.setattr(head, "dataset", datasets.Dataset(other))
+    with pytest.raises(UserError, match="give the folder of that model with --speech-model"):
+        head.hear(sound)
+    head.speech_model = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no such audio front end"):
+        head.hear(sound)
+
+
 def test_what_cannot_be_done_as_asked_is_said(head, caplog):
     list(head.speak(np.zeros(3200, np.float32), Control("still", orbit=40.0, orbit_seconds=0.4)))
     assert any("the orbit is held to" in record.getMessage() for record in caplog.records)

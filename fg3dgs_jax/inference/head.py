@@ -174,6 +174,8 @@ class Head:
         """What hears as the head was trained to. Raises UserError: it is not here, or hears in other shapes."""
         name, model = self.dataset.audio_name, self.speech_model
         if name == hearing.LOGMEL.name:
+            if model is not None:
+                raise UserError(f"--speech-model {model}: the head was trained on log-mel bands; leave it out")
             return hearing.LOGMEL
         if model is None:
             raise UserError(
