@@ -167,16 +167,24 @@ def parse_train(argv: list[str], doc: str = "") -> tuple[ConfigDict, Path]:
       UserError: no or unreadable config, an unknown field or flag (names the nearest), a value of the wrong type.
       SystemExit: 0 after --help.
     """
+    config, workdir, rest = parse_config(argv, doc)
+    if rest:
+        raise UserError(f"{rest[0]}: not a flag; write --config=FILE, --config.field=VALUE or --workdir=DIR")
+    return config, workdir
+
+
+def parse_config(argv: list[str], doc: str = "") -> tuple[ConfigDict, Path, list[str]]:
+    """As `parse_train`, and returns what is left: the arguments without a flag."""
     path, rest = _split(argv)
     help_wanted = [argument for argument in rest if re.fullmatch(r"-h|--?help", argument)]
     if help_wanted:
         _print_help(doc, path)
     if path is None:
         raise UserError("--config is missing: give a config file, for example --config=configs/demo.py")
-    values = _parse_flags(rest, path)
+    values, rest = _parse_flags(rest, path)
     _check_tuples(load_config(path), values.config)
     workdir = values.workdir or os.path.join("runs", Path(path.split(":")[0]).stem)
-    return values.config, Path(workdir)
+    return values.config, Path(workdir), rest
 
 
 def load_config(path: str) -> ConfigDict:
@@ -221,7 +229,7 @@ def _split(argv: list[str]) -> tuple[str | None, list[str]]:
     return path, rest
 
 
-def _parse_flags(argv: list[str], path: str) -> flags.FlagValues:
+def _parse_flags(argv: list[str], path: str) -> tuple[flags.FlagValues, list[str]]:
     config = load_config(path)
     _check_fields(argv, config, path)
     values = flags.FlagValues()
@@ -237,9 +245,7 @@ def _parse_flags(argv: list[str], path: str) -> flags.FlagValues:
         raise UserError(f"--{name[1] if name else 'config'}: cannot be set here; edit {path}") from error
     except flags.Error as error:
         raise UserError(f"{str(error).splitlines()[0].rstrip('. ?')}; run with --help to see the flags") from error
-    if rest[1:]:
-        raise UserError(f"{rest[1]}: not a flag; write --config=FILE, --config.field=VALUE or --workdir=DIR")
-    return values
+    return values, rest[1:]
 
 
 def _check_fields(argv: list[str], config: ConfigDict, path: str) -> None:

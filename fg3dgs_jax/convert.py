@@ -27,7 +27,7 @@ from fg3dgs_jax.data import torch_file, weights
 from fg3dgs_jax.data.steps import file_sha256
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import foreign_head
-from fg3dgs_jax.losses import lpips
+from fg3dgs_jax.losses import lpips, sync, syncnet
 
 Arrays = dict[str, np.ndarray]
 
@@ -51,6 +51,12 @@ def _lpips(arrays: Arrays) -> tuple[Arrays, dict[str, str]]:
 
 KINDS = {
     "lpips": Kind("features.0.", _lpips, lambda arrays, facts: lpips.create(facts["net"], arrays)),
+    "sync-expert": Kind(
+        "face_encoder.", lambda arrays: (foreign.sync_expert(arrays), {}), lambda arrays, facts: sync.create(arrays)
+    ),
+    "syncnet": Kind(
+        "netcnnlip.", lambda arrays: (foreign.syncnet(arrays), {}), lambda arrays, facts: syncnet.create(arrays)
+    ),
 }
 
 

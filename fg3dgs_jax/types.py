@@ -54,6 +54,15 @@ class Frame:
 
 
 @flax.struct.dataclass
+class Snippet:
+    """Consecutive frames with what is heard while they are seen: what a lip-sync expert judges."""
+
+    frames: Frame  # every field with a leading axis
+    face_boxes: Array  # f32 [n, 4] (row0, row1, col0, col1) in pixels, may leave the image
+    mel: Array  # f32 [80, 16], see data.mel
+
+
+@flax.struct.dataclass
 class Gaussians:
     """Raw parameters of N Gaussians; the rasterizer takes their activated values."""
 

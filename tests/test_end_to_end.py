@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
     dataset = open_dataset(folder / "data")
     config = cli.load_config(str(TINY))
     config.update(schedule_scale=1.0, preview_every=10_000, save_every=10_000, log_every=100)
-    for name, steps in {"static": 100, "motion": 1_300, "fusion": 100}.items():
+    for name, steps in {"static": 100, "motion": 1_300, "fusion": 100, "alignment": 0}.items():
         config.stages[name].steps = steps
         config.stages[name].densify.update(start=20, stop=300, every=40, shortest=1)
     config.stages.motion.rates.networks = (5e-3, 5e-4)  # a short schedule must move faster

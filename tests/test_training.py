@@ -42,7 +42,7 @@ def dataset(tmp_path_factory):
 def config(**steps):
     found = cli.load_config(str(TINY))
     found.update(schedule_scale=1.0, preview_every=10_000, save_every=10_000, log_every=1)
-    for name, count in {"static": 4, "motion": 6, "fusion": 3, **steps}.items():
+    for name, count in {"static": 4, "motion": 6, "fusion": 3, "alignment": 0, **steps}.items():
         found.stages[name].steps = count
         found.stages[name].densify.update(start=1, stop=5, every=2, shortest=1)
     return found

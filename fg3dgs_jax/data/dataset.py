@@ -2,14 +2,18 @@
 
 import collections
 import concurrent.futures
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from fg3dgs_jax import types
+from fg3dgs_jax.data import audio as audio_io
 from fg3dgs_jax.data import clip as clips
-from fg3dgs_jax.data import legacy, native
+from fg3dgs_jax.data import legacy, mel, native
+from fg3dgs_jax.data.face_box import face_boxes
 from fg3dgs_jax.data.native import Layers, Meta, Tracks, write_dataset
 from fg3dgs_jax.errors import UserError
 
@@ -61,6 +65,22 @@ class Dataset:
             lips_box=clip.lips_box[index], eye_boxes=clip.eye_boxes[index],
         )  # fmt: skip
 
+    @functools.cached_property
+    def face_boxes(self) -> np.ndarray:
+        """f32 [T, 4], see `face_box.face_boxes`."""
+        return face_boxes(self.clip.landmarks)
+
+    @functools.cached_property
+    def mel_windows(self) -> np.ndarray:
+        """What a lip-sync expert hears from each frame on, f32 [T, 80, 16], see `data.mel`."""
+        return mel.mel_windows(audio_io.load_audio(self.clip.audio_path), self.clip.num_frames, self.clip.fps)
+
+    def snippet(self, index: int, length: int) -> types.Snippet:
+        """The frames [index, index + length) as numpy, with their faces and their sound."""
+        frames = [self.frame(i) for i in range(index, index + length)]
+        together = jax.tree.map(lambda *leaves: np.stack(leaves), *frames)
+        return types.Snippet(together, self.face_boxes[index : index + length], self.mel_windows[index])
+
     def label_pixels(self, label: types.Label) -> np.ndarray:
         """How many pixels of each frame carry a label bit, i32 [T]; 0 for positions without a frame."""
         if self._label_pixels is None:
@@ -102,9 +122,22 @@ def open_dataset(path: str | Path, audio_features: str | None = None, cache_byte
     )
 
 
-def prefetch(dataset: Dataset, ids: Iterable[int], depth: int = 4) -> Iterator[types.Frame]:
-    """The frames of `ids` in order, decoded ahead by one thread; never more than `depth` frames wait."""
-    return ahead(dataset.frame, ids, workers=1, depth=depth)
+def prefetch(
+    dataset: Dataset, ids: Iterable[int], depth: int = 4, length: int = 1
+) -> Iterator[types.Frame | types.Snippet]:
+    """The frames of `ids` in order, or with `length` > 1 the snippets that begin there, decoded ahead by one thread.
+
+    Never more than `depth` of them wait.
+    """
+    if length == 1:
+        return ahead(dataset.frame, ids, workers=1, depth=depth)
+    return ahead(functools.partial(dataset.snippet, length=length), ids, workers=1, depth=depth)
+
+
+def snippet_starts(ids: np.ndarray, length: int) -> np.ndarray:
+    """The frames of `ids` (ascending) from which `length` consecutive ones belong to `ids`."""
+    known = set(np.asarray(ids).tolist())
+    return np.array([i for i in ids.tolist() if all(i + k in known for k in range(length))], np.int64)
 
 
 def ahead(function: Callable, items: Iterable, workers: int, depth: int) -> Iterator:

@@ -1,15 +1,17 @@
 """The loss table: every term that a stage can weigh, by name.
 
-A region term judges one region's layer, a frame term the finished frame. LPIPS and the lip-sync loss become rows here.
+A region term judges one region's layer, a frame term the finished frame, a snippet term five consecutive frames. Some
+ask a pretrained network (NEEDS); without its weights a stage does without them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fg3dgs_jax.losses import image
+from fg3dgs_jax.losses import image, lpips, sync
 from fg3dgs_jax.types import Deltas
 
 
@@ -24,6 +26,7 @@ class RegionView:
     outside: jax.Array  # [h, w] in {0, 1}: must stay empty; what is neither is not judged
     deltas: Deltas | None  # None while the head stands still
     alive: jax.Array  # bool [N]
+    judges: Mapping[str, Any]  # pretrained networks by the names in NEEDS
     # Of the pixels that the means are taken over, the share that is here; prediction and target agree on all others.
     share: float = flax.struct.field(pytree_node=False, default=1.0)
 
@@ -35,6 +38,18 @@ class FrameView:
     prediction: jax.Array
     target: jax.Array
     head: jax.Array  # [H, W] in {0, 1}
+    judges: Mapping[str, Any]
+    key: jax.Array  # of this step's random patches
+
+
+@flax.struct.dataclass
+class SnippetView:
+    """Consecutive finished frames beside their sound."""
+
+    predictions: jax.Array  # f32 [n, H, W, 3]
+    face_boxes: jax.Array  # f32 [n, 4]
+    mel: jax.Array  # f32 [80, 16]
+    judges: Mapping[str, Any]
 
 
 def _delta(name: str):
@@ -44,6 +59,18 @@ def _delta(name: str):
     return term
 
 
+def _frame_lpips(view: FrameView) -> jax.Array:
+    judge = view.judges["lpips"]
+    return lpips.patches(judge, view.prediction, view.target, view.head, view.key, PATCHES, PATCH_EDGE)
+
+
+def _region_lpips(view: RegionView) -> jax.Array:
+    return lpips.distance(view.judges["lpips"], view.prediction[None], view.target[None])[0]
+
+
+# Together an eighth of a frame at 512 x 512. FG says only "random patches"; TG's tiles are 32 to 42 pixels wide.
+PATCHES, PATCH_EDGE = 8, 64
+
 REGION_TERMS = {
     "l1": lambda view: view.share * image.l1(view.prediction, view.target),
     "dssim": lambda view: view.share * image.dssim(view.prediction, view.target),
@@ -51,12 +78,21 @@ REGION_TERMS = {
     "delta_means": _delta("means"),
     "delta_quats": _delta("quats"),
     "delta_log_scales": _delta("log_scales"),
+    "lpips": _region_lpips,
 }
 
 FRAME_TERMS = {
     "frame_l1": lambda view: image.l1(view.prediction, view.target),
     "frame_dssim": lambda view: image.dssim(view.prediction, view.target),
+    "frame_lpips": _frame_lpips,
 }
+
+SNIPPET_TERMS = {
+    "sync": lambda view: sync.loss(view.judges["sync"], view.predictions, view.face_boxes, view.mel),
+}
+
+# Term -> the judge it asks.
+NEEDS = {"lpips": "lpips", "frame_lpips": "lpips", "sync": "sync"}
 
 
 def psnr(views: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:

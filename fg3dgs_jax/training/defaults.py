@@ -55,6 +55,8 @@ def stage(**fields) -> ConfigDict:
             "steps": 0,
             "moving": True,  # False: the head stands still, motion networks wait
             "rates": {},  # group -> (learning rate at the first step, at the last); a group left out is frozen
+            "only": {},  # group -> the regions in which it learns, such as ("mouth",); a group left out learns in all
+            "frames": 1,  # consecutive frames that a step renders; 5 for what a lip-sync expert judges
             "weights": {"l1": 1.0, "dssim": 0.2},  # loss term -> weight, see losses/terms.py
             "densify": densify(every=0),
             "curricula": {},  # incremental sampling: name -> fields of data.sampling.Curriculum, steps of the stage
@@ -93,6 +95,8 @@ def base() -> ConfigDict:
                 "audio": {"pattern": r".*/motion/audio/.*", "decay": 1e-4, "per_extent": False},
                 "networks": {"pattern": r".*/motion/(?!grid/|audio/).*", "decay": 0.0, "per_extent": False},
             },
+            # Pretrained networks, files of `convert` or `train_sync`; without one the terms that ask it are left out.
+            "judges": {"lpips": "", "sync": ""},
             "sh_rest": 0.05,  # SH above degree 0 learn this much slower
             "rasterizer": {
                 "backend": "auto",

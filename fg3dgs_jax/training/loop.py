@@ -11,18 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fg3dgs_jax.data.dataset import Dataset, prefetch
+from fg3dgs_jax.data.dataset import Dataset, prefetch, snippet_starts
 from fg3dgs_jax.data.sampling import FrameSampler
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model.render import HeadSpec, RasterOptions, create_motions, motion_structure
-from fg3dgs_jax.training import checkpoint, optim, seeds, stages
+from fg3dgs_jax.training import checkpoint, judges, optim, seeds, stages
 from fg3dgs_jax.training.previews import Preview
 from fg3dgs_jax.training.progress import Progress
 from fg3dgs_jax.training.signals import Interrupt, Stopped
 from fg3dgs_jax.training.state import PAIRS, TrainState
 from fg3dgs_jax.training.step import Plan, make_densify, make_step
 from fg3dgs_jax.types import Gaussians, Label
+
+SNIPPET_FPS = 25.0  # what lip-sync experts are trained on
 
 log = logging.getLogger(__name__)
 MARGIN = 20  # pixels, both sides together; SSIM's windows that touch an edge reach 10 beyond it
@@ -40,6 +42,7 @@ class Run:
     graphs: dict
     tasks: dict[str, stages.RegionTask]
     stages: tuple[stages.Stage, ...]
+    judges: dict  # pretrained networks by name, on the device
 
     @property
     def total_steps(self) -> int:
@@ -79,11 +82,30 @@ def prepare(config: ConfigDict, dataset: Dataset, workdir: Path) -> Run:
         raise UserError("--config.schedule: names no stage; a run needs at least one.")
     spec = stages.head_spec(config, dataset.audio_features.shape[1:], dataset.expression.shape[1], dataset.extent)
     graphs, shapes = motion_structure(spec)
-    run = Run(config, dataset, workdir, spec, graphs, stages.tasks(config, _crops(dataset)), found)
+    tasks, networks = stages.tasks(config, _crops(dataset)), jax.device_put(judges.load(config))
+    run = Run(config, dataset, workdir, spec, graphs, tasks, found, networks)
+    for stage in found:
+        _check_frames(dataset, stage)
     fields = {field.name: 0 for field in dataclasses.fields(Gaussians)}
     for path in optim.paths({name: {"gaussians": fields, "motion": shapes[name]} for name in config.layers}):
         optim.group_of(path, plan(run, found[0], None).rates.groups)
     return run
+
+
+def _check_frames(dataset: Dataset, stage: stages.Stage) -> None:
+    """Raises UserError where a clip cannot give what a stage of consecutive frames needs."""
+    if stage.frames == 1:
+        return
+    if abs(dataset.fps - SNIPPET_FPS) > 0.1:
+        raise UserError(
+            f"{dataset.path}: has {dataset.fps:g} frames a second and the lip-sync expert of stage {stage.name!r} "
+            "needs 25; run preprocess with --fps 25, or leave --config.judges.sync empty"
+        )
+    if not len(snippet_starts(dataset.train_ids, stage.frames)):
+        raise UserError(
+            f"{dataset.path}: nowhere are {stage.frames} training frames in a row, as stage {stage.name!r} needs; "
+            "use a longer clip, or leave --config.judges.sync empty"
+        )
 
 
 def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
@@ -95,7 +117,7 @@ def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
         graphs=run.graphs,
         tasks=run.tasks,
         stage=stage,
-        rates=optim.Rates(groups, stage.rates, run.dataset.extent, run.config.sh_rest),
+        rates=optim.Rates(groups, stage.rates, run.dataset.extent, run.config.sh_rest, stage.only),
         options=RasterOptions(run.config.rasterizer.backend, max_pairs, run.config.rasterizer.deterministic),
         audio_noise=run.config.audio_noise.each * deviation,
         audio_level=run.config.audio_noise.level * deviation,
@@ -163,8 +185,10 @@ def _save(run: Run, state: TrainState) -> None:
 
 def _frames(run: Run, stage: stages.Stage, start: int) -> Iterable:
     ids = run.dataset.train_ids
+    if stage.frames > 1:
+        ids = snippet_starts(ids, stage.frames)
     sampler = FrameSampler(ids, run.config.seed, stage.curricula, run.dataset.metrics)
-    return prefetch(run.dataset, sampler.frame_ids(start, stage.stop))
+    return prefetch(run.dataset, sampler.frame_ids(start, stage.stop), length=stage.frames)
 
 
 def _run_segment(run, stage, state, max_pairs, interrupt, track, preview) -> tuple[TrainState, int | None]:
@@ -173,7 +197,7 @@ def _run_segment(run, stage, state, max_pairs, interrupt, track, preview) -> tup
     step_fn, densify_fn = make_step(rules), make_densify(rules) if stage.densify else None
     start = int(state.step)
     for step, frame in enumerate(_frames(run, stage, start), start):
-        state, metrics = step_fn(state, jax.device_put(frame))
+        state, metrics = step_fn(state, jax.device_put(frame), run.judges)
         done = step + 1
         densifying = densify_fn is not None and _densifies(stage, done)
         saving = done % run.config.save_every == 0

@@ -73,11 +73,12 @@ class Rates:
     ends: Mapping[str, tuple[float, float]]  # group -> (first, last); a group that is absent is frozen
     extent: float  # radius of the head, world units, for groups with `per_extent`
     sh_rest: float  # factor for SH coefficients above degree 0
+    only: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # group -> where it is not frozen
 
     def of(self, path: str, value: jax.Array, progress: jax.Array) -> jax.Array | None:
         """Learning rate of one leaf (broadcastable to it), or None where it is frozen."""
         name = group_of(path, self.groups)
-        if name not in self.ends:
+        if name not in self.ends or path.split("/")[0] not in self.only.get(name, (path.split("/")[0],)):
             return None
         lr = rate(self.ends[name], progress) * (self.extent if self.groups[name].per_extent else 1.0)
         if path.endswith("gaussians/sh"):
@@ -89,7 +90,8 @@ def freeze(params: Mapping, rates: Rates) -> dict:
     """The same parameters, of which no gradient reaches those that a stage leaves frozen: XLA drops the work."""
 
     def hold(path, value):
-        return value if group_of(_name(path), rates.groups) in rates.ends else jax.lax.stop_gradient(value)
+        learns = rates.of(_name(path), value, jnp.zeros(())) is not None
+        return value if learns else jax.lax.stop_gradient(value)
 
     return jax.tree_util.tree_map_with_path(hold, dict(params))
 

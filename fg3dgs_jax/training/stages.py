@@ -5,17 +5,20 @@ Steps of a config are those of a full run; `schedule_scale` shortens every stage
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from fg3dgs_jax.data.sampling import Curriculum
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.losses.terms import FRAME_TERMS, REGION_TERMS
+from fg3dgs_jax.losses.terms import FRAME_TERMS, NEEDS, REGION_TERMS, SNIPPET_TERMS
 from fg3dgs_jax.model.hashgrid import GridSpec
 from fg3dgs_jax.model.motion import KINDS
 from fg3dgs_jax.model.render import HeadSpec, RegionSpec
 from fg3dgs_jax.types import Label
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +58,12 @@ class Stage:
     steps: int
     moving: bool
     rates: Mapping[str, tuple[float, float]]  # group -> learning rate at the first and last step, log-linear between
+    only: Mapping[str, tuple[str, ...]]  # group -> the regions in which it learns; a group left out: in all
     weights: Mapping[str, float]  # loss term -> weight
     sh_every: int  # steps of the run per additional SH degree
     densify: Densify | None
     curricula: tuple[Curriculum, ...]  # steps over the whole run
+    frames: int = 1  # consecutive frames that a step renders
 
     @property
     def stop(self) -> int:
@@ -92,22 +97,59 @@ def _curricula(config: ConfigDict, first: int, scale: float) -> tuple[Curriculum
     return tuple(found)
 
 
+def _check(config: ConfigDict, name: str) -> None:
+    """Raises UserError where a stage names what does not exist."""
+    if name not in config.stages:
+        raise UserError(f"--config.schedule names the stage {name!r}, which --config.stages does not define.")
+    entry, field = config.stages[name], f"--config.stages.{name}"
+    known = {*REGION_TERMS, *FRAME_TERMS, *(SNIPPET_TERMS if entry.frames > 1 else ())}
+    for term in entry.weights:
+        if term not in known:
+            raise UserError(f"{field}.weights.{term}: no such loss term; there are {', '.join(sorted(known))}.")
+    for group in [*entry.rates, *entry.only]:
+        if group not in config.groups:
+            raise UserError(f"{field}.rates.{group}: no such group in --config.groups.")
+    for group, regions in entry.only.items():
+        if unknown := set(regions) - set(config.layers):
+            raise UserError(f"{field}.only.{group}: no region {min(unknown)!r} among --config.layers.")
+
+
+def _present(config: ConfigDict) -> list[tuple[str, int]]:
+    """(name, steps of a full run) of the stages whose judge is there.
+
+    A stage of several frames exists for what judges them together. Without its weights it is left out, and the stage
+    before it runs for its steps too (FG without HRPA: fusion without L_lip).
+    """
+    found: list[tuple[str, int]] = []
+    for name in config.schedule:
+        _check(config, name)
+        entry = config.stages[name]
+        judge = next((NEEDS[term] for term in SNIPPET_TERMS if entry.frames > 1 and entry.weights.get(term)), "")
+        if not judge or config.judges[judge]:
+            found.append((name, entry.steps))
+            continue
+        log.info("stage %s is left out: no lip-sync weights are given (--config.judges.%s)", name, judge)
+        if found and entry.steps:
+            found[-1] = found[-1][0], found[-1][1] + entry.steps
+    return found
+
+
+def _weights(config: ConfigDict, name: str) -> dict[str, float]:
+    """The terms of a stage that count: their weight is not 0, and the network they ask is there."""
+    kept = {term: weight for term, weight in config.stages[name].weights.items() if weight}
+    missing = [term for term in kept if term in NEEDS and not config.judges[NEEDS[term]]]
+    if missing:
+        judges = ", ".join(f"--config.judges.{NEEDS[term]}" for term in missing)
+        log.info("stage %s does without %s: no weights are given (%s)", name, ", ".join(missing), judges)
+    return {term: weight for term, weight in kept.items() if term not in missing}
+
+
 def stages(config: ConfigDict) -> tuple[Stage, ...]:
     """The stages of a run in order, from `config.schedule` (names) and `config.stages` (their fields)."""
-    known, found, start = set(REGION_TERMS) | set(FRAME_TERMS), [], 0
-    for name in config.schedule:
-        if name not in config.stages:
-            raise UserError(f"--config.schedule names the stage {name!r}, which --config.stages does not define.")
+    found, start = [], 0
+    for name, full_steps in _present(config):
         entry = config.stages[name]
-        for term in entry.weights:
-            if term not in known:
-                raise UserError(
-                    f"--config.stages.{name}.weights.{term}: no such loss term; there are {', '.join(sorted(known))}."
-                )
-        for group in entry.rates:
-            if group not in config.groups:
-                raise UserError(f"--config.stages.{name}.rates.{group}: no such group in --config.groups.")
-        steps = _scaled(entry.steps, config.schedule_scale)
+        steps = _scaled(full_steps, config.schedule_scale)
         found.append(
             Stage(
                 name=name,
@@ -115,10 +157,12 @@ def stages(config: ConfigDict) -> tuple[Stage, ...]:
                 steps=steps,
                 moving=entry.moving,
                 rates={group: tuple(ends) for group, ends in entry.rates.items() if ends is not None},
-                weights={term: weight for term, weight in entry.weights.items() if weight},
+                only={group: tuple(regions) for group, regions in entry.only.items()},
+                weights=_weights(config, name),
                 sh_every=_scaled(config.sh_every, config.schedule_scale),
                 densify=_densify(entry.densify, config.schedule_scale),
                 curricula=_curricula(entry.curricula, start, config.schedule_scale),
+                frames=entry.frames,
             )
         )
         start += steps

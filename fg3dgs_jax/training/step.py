@@ -1,4 +1,4 @@
-"""One training step, jitted: render the regions, judge them, move the parameters (FG Eq. 3, 13, 15)."""
+"""One training step, jitted: render the regions, judge them, move the parameters (FG Eq. 3, 13, 15, 16)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from fg3dgs_jax.training import optim
 from fg3dgs_jax.training.optim import Rates
 from fg3dgs_jax.training.stages import RegionTask, Stage
 from fg3dgs_jax.training.state import PAIRS, TrainState
-from fg3dgs_jax.types import Camera, Deltas, Frame, Label, Rendered
+from fg3dgs_jax.types import Camera, Deltas, Frame, Label, Rendered, Snippet
 
 
 @flax.struct.dataclass
@@ -35,14 +35,16 @@ class Plan:
     @property
     def judges_frames(self) -> bool:
         """Whether any loss term looks at the finished frame."""
-        return any(term in loss_terms.FRAME_TERMS for term in self.stage.weights)
+        whole = {**loss_terms.FRAME_TERMS, **loss_terms.SNIPPET_TERMS}
+        return any(term in whole for term in self.stage.weights)
 
     @property
     def term_names(self) -> tuple[str, ...]:
         """Names behind `TrainState.trouble`: term i is trouble i + 1."""
         region = [f"{r}/{t}" for r in self.tasks for t in self.stage.weights if t in loss_terms.REGION_TERMS]
         frame = [t for t in self.stage.weights if t in loss_terms.FRAME_TERMS]
-        return (*region, *frame, "gradient")
+        snippet = [t for t in self.stage.weights if t in loss_terms.SNIPPET_TERMS]
+        return (*region, *frame, *snippet, "gradient")
 
 
 class Layer(NamedTuple):
@@ -50,6 +52,15 @@ class Layer(NamedTuple):
 
     rendered: Rendered
     deltas: Deltas | None
+
+
+class Seen(NamedTuple):
+    """What a step learns of its frames beside the loss."""
+
+    terms: dict[str, jax.Array]  # by name, unweighted
+    psnr: jax.Array  # dB
+    radii: dict[str, jax.Array]  # region -> i32 [N]; of a snippet the largest
+    pairs: jax.Array  # i32 [], the most that a region asked for
 
 
 def _has(labels: jax.Array, bits: int) -> jax.Array:
@@ -114,7 +125,13 @@ def window_of(plan: Plan, task: RegionTask, frame: Frame) -> Window:
 
 
 def region_view(
-    layer: Layer, alive: jax.Array, frame: Frame, task: RegionTask, window: Window, background: jax.Array
+    layer: Layer,
+    alive: jax.Array,
+    frame: Frame,
+    task: RegionTask,
+    window: Window,
+    background: jax.Array,
+    judges: Mapping,
 ) -> loss_terms.RegionView:
     """A region's layer beside its target, in the region's window.
 
@@ -141,18 +158,21 @@ def region_view(
         outside=outside.astype(jnp.float32),
         deltas=layer.deltas,
         alive=alive,
+        judges=judges,
         # The window of boxes is all that is judged; the head's only leaves out what is empty anyway.
         share=1.0 if task.box else window.height * window.width / frame.labels.size,
     )
 
 
-def frame_view(layers: list[Layer], frame: Frame) -> loss_terms.FrameView:
+def frame_view(layers: list[Layer], frame: Frame, judges: Mapping, key: jax.Array) -> loss_terms.FrameView:
     """The composite over the frame's own backdrop beside the frame."""
     backdrop = frame.backdrop.astype(jnp.float32) / 255.0
     return loss_terms.FrameView(
         prediction=composite([layer.rendered for layer in layers], backdrop),
         target=frame.image.astype(jnp.float32) / 255.0,
         head=_has(frame.labels, Label.HEAD).astype(jnp.float32),
+        judges=judges,
+        key=key,
     )
 
 
@@ -198,27 +218,65 @@ def disturb(plan: Plan, state: TrainState, frame: Frame) -> Frame:
     return frame.replace(condition=frame.condition.replace(audio=audio))
 
 
-def judge(plan: Plan, layers: list[Layer], state: TrainState, frame: Frame) -> tuple[jax.Array, dict[str, Any]]:
-    """The weighted loss and its terms by name."""
+def judge(
+    plan: Plan, layers: list[Layer], state: TrainState, frame: Frame, judges: Mapping
+) -> tuple[jax.Array, dict[str, jax.Array], jax.Array, jax.Array | None]:
+    """The weighted loss of one frame, its terms by name, PSNR, and the finished frame where it is looked at."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     backgrounds = jax.random.uniform(key, (len(layers), 3))
-    values, loss, views = {}, jnp.zeros(()), []
+    values, loss, views, picture = {}, jnp.zeros(()), [], None
     for i, (region, layer) in enumerate(zip(plan.spec.regions, layers, strict=True)):
         task, alive = plan.tasks[region.name], state.pools[region.name].alive
-        view = region_view(layer, alive, frame, task, window_of(plan, task, frame), backgrounds[i])
+        view = region_view(layer, alive, frame, task, window_of(plan, task, frame), backgrounds[i], judges)
         views.append((view.prediction, view.target, view.inside))
         for term, weight in plan.stage.weights.items():
             if term in loss_terms.REGION_TERMS:
                 values[f"{region.name}/{term}"] = loss_terms.REGION_TERMS[term](view)
                 loss += weight * values[f"{region.name}/{term}"]
     if plan.judges_frames:
-        view = frame_view(layers, frame)
-        views = [(view.prediction, view.target, view.head)]
+        view = frame_view(layers, frame, judges, jax.random.fold_in(key, frame.index))
+        views, picture = [(view.prediction, view.target, view.head)], view.prediction
         for term, weight in plan.stage.weights.items():
             if term in loss_terms.FRAME_TERMS:
                 values[term] = loss_terms.FRAME_TERMS[term](view)
                 loss += weight * values[term]
-    return loss, {"terms": values, "psnr": loss_terms.psnr(views)}
+    return loss, values, loss_terms.psnr(views), picture
+
+
+def see_frame(
+    plan: Plan, params: Mapping, offsets: Mapping, state: TrainState, frame: Frame, judges: Mapping
+) -> tuple[jax.Array, Seen, jax.Array | None]:
+    """One frame rendered and judged: its loss, what was seen, and the picture f32 [H, W, 3] where it is looked at."""
+    frame = disturb(plan, state, frame)
+    layers = render_layers(plan, params, offsets, state, frame)
+    loss, terms, psnr, picture = judge(plan, layers, state, frame, judges)
+    radii = {region.name: layer.rendered.radii for region, layer in zip(plan.spec.regions, layers, strict=True)}
+    pairs = jnp.stack([layer.rendered.num_pairs for layer in layers]).max()
+    return loss, Seen(terms, psnr, radii, pairs), picture
+
+
+def see_snippet(
+    plan: Plan, params: Mapping, offsets: Mapping, state: TrainState, snippet: Snippet, judges: Mapping
+) -> tuple[jax.Array, Seen]:
+    """Consecutive frames, one after the other: the mean of their losses plus the snippet's own terms (FG Eq. 16).
+
+    A frame's inner values are computed again on the way back, so that memory does not grow with the frames.
+    """
+
+    @jax.checkpoint
+    def one(frame: Frame) -> tuple[jax.Array, Seen, jax.Array | None]:
+        return see_frame(plan, params, offsets, state, frame, judges)
+
+    losses, seen, pictures = jax.lax.map(one, snippet.frames)
+    terms = {name: value.mean() for name, value in seen.terms.items()}
+    view = loss_terms.SnippetView(pictures, snippet.face_boxes, snippet.mel, judges)
+    loss = losses.mean()
+    for term, weight in plan.stage.weights.items():
+        if term in loss_terms.SNIPPET_TERMS:
+            terms[term] = loss_terms.SNIPPET_TERMS[term](view)
+            loss += weight * terms[term]
+    radii = {name: value.max(axis=0) for name, value in seen.radii.items()}
+    return loss, Seen(terms, seen.psnr.mean(), radii, seen.pairs.max())
 
 
 def _trouble(plan: Plan, terms: Mapping, grads: Any, pairs: jax.Array) -> jax.Array:
@@ -232,39 +290,39 @@ def _trouble(plan: Plan, terms: Mapping, grads: Any, pairs: jax.Array) -> jax.Ar
 
 
 def make_step(plan: Plan):
-    """`step(state, frame) -> (state, metrics)`, jitted, the state donated. Metrics are scalars on the device."""
+    """`step(state, frame, judges) -> (state, metrics)`, jitted, the state donated. Metrics are scalars on the device.
 
-    def loss_of(params, offsets, state, frame):
+    A stage of several frames takes a `Snippet` in place of a frame; `judges` are the networks that its terms ask.
+    """
+
+    def loss_of(params, offsets, state, frame, judges):
         params = optim.freeze(params, plan.rates)
-        layers = render_layers(plan, params, offsets, state, frame)
-        loss, report = judge(plan, layers, state, frame)
-        return loss, (report, layers)
+        see = see_snippet if plan.stage.frames > 1 else see_frame
+        return see(plan, params, offsets, state, frame, judges)[:2]
 
-    def step(state: TrainState, frame: Frame) -> tuple[TrainState, dict[str, jax.Array]]:
-        frame = disturb(plan, state, frame)
+    def step(
+        state: TrainState, frame: Frame | Snippet, judges: Mapping | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         offsets = {name: jnp.zeros((pool.alive.shape[0], 2)) for name, pool in state.pools.items()}
         grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-        (loss, (report, layers)), (grads, screen) = grad(state.params, offsets, state, frame)
-        pairs = jnp.stack([layer.rendered.num_pairs for layer in layers]).max()
-        trouble = _trouble(plan, report["terms"], (grads, screen), pairs)
+        (loss, seen), (grads, screen) = grad(state.params, offsets, state, frame, judges or {})
+        trouble = _trouble(plan, seen.terms, (grads, screen), seen.pairs)
 
         progress = (state.step - plan.stage.start) / max(plan.stage.steps - 1, 1)
         params, opt = optim.apply(state.params, grads, state.opt, progress, plan.rates)
-        height, width = frame.labels.shape
+        height, width = (frame.frames if plan.stage.frames > 1 else frame).labels.shape[-2:]
         pools = {
-            region.name: pool_lib.accumulate(
-                state.pools[region.name], screen[region.name], layer.rendered.radii, width, height
-            )
-            for region, layer in zip(plan.spec.regions, layers, strict=True)
+            name: pool_lib.accumulate(pool, screen[name], seen.radii[name], width, height)
+            for name, pool in state.pools.items()
         }
         stepped = state.replace(step=state.step + 1, params=params, opt=opt, pools=pools)
         held = state.replace(
             trouble=jnp.where(state.trouble == 0, trouble, state.trouble).astype(jnp.int32),
-            pairs_needed=jnp.where(state.trouble == 0, pairs, state.pairs_needed).astype(jnp.int32),
+            pairs_needed=jnp.where(state.trouble == 0, seen.pairs, state.pairs_needed).astype(jnp.int32),
         )
         well = (trouble == 0) & (state.trouble == 0)
         new = jax.tree.map(lambda a, b: jnp.where(well, a, b), stepped, held)
-        metrics = {"loss": loss, "psnr": report["psnr"], "pairs": pairs, **report["terms"]}
+        metrics = {"loss": loss, "psnr": seen.psnr, "pairs": seen.pairs, **seen.terms}
         return new, metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,27 @@
+"""A lip-sync expert of your own, for the alignment stage and the sync scores, without anybody's non-commercial weights.
+
+    python -m fg3dgs_jax.train_sync --config=configs/sync.py CLIP [CLIP ...] --workdir=RUN
+The network of Wav2Lip's discriminator at a quarter of its width. CLIPs are dataset folders or videos at 25 FPS whose
+sound is in sync; the more people and minutes, the better. A few minutes on two cores for a few clips of seconds.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(
+        {
+            "width": 0.25,  # of the published network's channels; 1.0 is that network
+            "steps": 600,
+            "groups": 4,  # stretches of clips in a batch
+            "windows": 12,  # windows in a stretch, each compared with the sounds of all others
+            "span": 40,  # frames that a stretch is long
+            "rate": 1e-3,
+            "decay": 1e-2,
+            "seed": 0,
+            "held_share": 0.2,  # the end of each clip, held out from training and scored afterwards
+            "test": "",  # one of the clips: scored as a whole, not trained on
+            "shift": 5,  # frames by which wrong sounds are moved when scoring
+            "models": "",  # folder with face_landmarker.task, for videos
+        }
+    )
