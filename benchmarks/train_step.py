@@ -1,10 +1,11 @@
 """Times one whole training step of configs/fg3dgs.py: stage x pixels x Gaussians, and what compiling it costs.
 
-    python benchmarks/train_step.py [--quick] [--out benchmarks/results/train_step.json]
+    python benchmarks/train_step.py [--quick] [--judges] [--out benchmarks/results/train_step.json]
 
 The data is a procedural clip; all slots of the pools are alive, the regions' shares are the config's (face : mouth :
 eyes = 8 : 4 : 2). The head is first trained for a few steps, so that Gaussians have sizes as they occur in a run. The
-native D-SSIM and rasterizer must agree with their pure-JAX twins before anything is timed.
+native D-SSIM and rasterizer must agree with their pure-JAX twins before anything is timed. --judges times fusion with
+LPIPS (AlexNet) and the alignment stage, whose step renders five frames, with random weights of the published sizes.
 """
 
 import argparse
@@ -22,9 +23,9 @@ import numpy as np
 import rasterizer as rasterizer_benchmark
 
 from fg3dgs_jax import cli
-from fg3dgs_jax.data import synthetic
-from fg3dgs_jax.data.dataset import Dataset, open_dataset
-from fg3dgs_jax.losses import image
+from fg3dgs_jax.data import synthetic, weights
+from fg3dgs_jax.data.dataset import Dataset, open_dataset, snippet_starts
+from fg3dgs_jax.losses import image, lpips, sync
 from fg3dgs_jax.training import loop
 from fg3dgs_jax.training.step import make_step
 
@@ -43,9 +44,21 @@ def assert_parity() -> None:
     assert float(jnp.abs(gradient - slopes).max()) < 1e-4 * float(jnp.abs(slopes).max())
 
 
-def prepare(dataset: Dataset, gaussians: int, workdir: Path) -> loop.Run:
+def random_judges(folder: Path) -> dict[str, str]:
+    """Weights of the published networks' sizes, with random numbers: the cost of a step does not depend on them."""
+    rng, shapes = np.random.default_rng(0), sync.flat(sync.structure(1.0)[1])
+    expert = {name: 0.05 * rng.standard_normal(leaf.shape) for name, leaf in shapes.items()}
+    expert |= {name: np.ones(leaf.shape) for name, leaf in shapes.items() if name.endswith(("scale", "var"))}
+    alex = {name: 0.05 * np.abs(rng.standard_normal(shape)) for name, shape in lpips.shapes("alex").items()}
+    weights.save(folder / "lpips.safetensors", "lpips", alex, {"net": "alex"})
+    weights.save(folder / "sync.safetensors", "sync-expert", expert, {})
+    return {name: str(folder / f"{name}.safetensors") for name in ("lpips", "sync")}
+
+
+def prepare(dataset: Dataset, gaussians: int, workdir: Path, judges: dict[str, str]) -> loop.Run:
     """The config's run with full pools of `gaussians` slots in all."""
     config = cli.load_config(str(CONFIG))
+    config.judges.update(judges)
     for name, share in SHARES.items():
         count = round(gaussians * share / 64) * 64
         config.regions[name].update(points=count, capacity=count)
@@ -68,18 +81,23 @@ def time_stage(run: loop.Run, stage, rounds: int) -> dict:
     """Median and spread of a step in milliseconds, and the seconds its first call took."""
     state = fill(loop.first_state(run))
     ids = run.dataset.train_ids
-    frames = [jax.device_put(run.dataset.frame(int(ids[i % len(ids)]))) for i in range(8)]
+    if stage.frames > 1:
+        starts = snippet_starts(ids, stage.frames)
+        found = [run.dataset.snippet(int(starts[i % len(starts)]), stage.frames) for i in range(2)]
+    else:
+        found = [run.dataset.frame(int(ids[i % len(ids)])) for i in range(8)]
+    frames = jax.device_put(found)
     step = make_step(loop.plan(run, stage, None))
     start = time.perf_counter()
-    state, _ = jax.block_until_ready(step(state, frames[0]))
+    state, _ = jax.block_until_ready(step(state, frames[0], run.judges))
     first = time.perf_counter() - start
-    for i in range(WARM_STEPS):
-        state, metrics = step(state, frames[i % len(frames)])
+    for i in range(WARM_STEPS // stage.frames):
+        state, metrics = step(state, frames[i % len(frames)], run.judges)
     jax.block_until_ready(state)
     times = []
     for i in range(rounds):
         start = time.perf_counter()
-        state, metrics = jax.block_until_ready(step(state, frames[i % len(frames)]))
+        state, metrics = jax.block_until_ready(step(state, frames[i % len(frames)], run.judges))
         times.append(1e3 * (time.perf_counter() - start))
     assert np.isfinite(float(metrics["loss"])) and int(state.trouble) == 0
     return {
@@ -97,6 +115,7 @@ def main() -> None:
     """Prints a table and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one size, few rounds")
+    parser.add_argument("--judges", action="store_true", help="fusion with LPIPS, and alignment, alone")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "train_step.json")
     flags = parser.parse_args()
@@ -104,18 +123,19 @@ def main() -> None:
     assert_parity()
     cases = [(512, 20_000)] if flags.quick else [(256, 14_000), (512, 20_000), (512, 30_000)]
     rows = []
-    print("stage     pixels  Gaussians  ms, median  fastest  first call, s  peak, GB")
+    print("stage      pixels  Gaussians  ms, median  fastest  first call, s  peak, GB")
     with tempfile.TemporaryDirectory() as folder:
         for size, gaussians in cases:
             path = Path(folder) / str(size)
             if not path.exists():
                 synthetic.make(path, 25, size)
-            run = prepare(open_dataset(path), gaussians, Path(folder) / "run")
-            for stage in run.stages:
+            judges = random_judges(Path(folder)) if flags.judges else {}
+            run = prepare(open_dataset(path), gaussians, Path(folder) / "run", judges)
+            for stage in run.stages[2:] if flags.judges else run.stages:
                 row = time_stage(run, stage, 5 if flags.quick else flags.rounds)
                 rows.append(row)
                 print(
-                    f"{row['stage']:8} {row['size']:7} {row['gaussians']:10} {row['ms']:11.1f} {row['ms_low']:8.1f} "
+                    f"{row['stage']:9} {row['size']:7} {row['gaussians']:10} {row['ms']:11.1f} {row['ms_low']:8.1f} "
                     f"{row['first_call_s']:14.1f} {row['peak_gb']:9.2f}",
                     flush=True,
                 )

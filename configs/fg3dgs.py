@@ -3,7 +3,7 @@
 Paper, RTX 4090, 2 h a person: PSNR 33.06, LPIPS 0.0252, LMD 2.620, 90 FPS (whole frames of its own portraits).
     python -m fg3dgs_jax.train --config=configs/fg3dgs.py --config.data=DIR --workdir=RUN
 A fifth of the schedule is enough for a clip of 20 seconds: --config.schedule_scale=0.2
-LPIPS and the alignment stage need weights: --config.judges.lpips=FILE --config.judges.sync=FILE (README, Weights).
+LPIPS and the alignment stage need weights: --config.judges.lpips=FILE --config.judges.sync=FILE (README).
 """
 
 from fg3dgs_jax.training import defaults

@@ -10,6 +10,8 @@
     python -m fg3dgs_jax.convert chkpnt_fuse_latest.pth --data FOLDER --out RUN
         a head trained by TalkingGaussian's own code, with the folder it was trained on: RUN then goes to `synthesize
         --workdir RUN`, `evaluate` and `export` (for rendering; training it further is not possible)
+    python -m fg3dgs_jax.convert pt_inception-2015-12-05-6726825d.pth --out weights/inception.safetensors
+        Inception v3 as ported from TensorFlow, for FID
 
 What a file holds is found out from the names in it, or said with --kind. The result keeps the SHA-256 of its sources.
 """
@@ -26,7 +28,7 @@ from fg3dgs_jax.data import foreign_weights as foreign
 from fg3dgs_jax.data import torch_file, weights
 from fg3dgs_jax.data.steps import file_sha256
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import foreign_head
+from fg3dgs_jax.inference import foreign_head, inception
 from fg3dgs_jax.losses import lpips, sync, syncnet
 
 Arrays = dict[str, np.ndarray]
@@ -56,6 +58,9 @@ KINDS = {
     ),
     "syncnet": Kind(
         "netcnnlip.", lambda arrays: (foreign.syncnet(arrays), {}), lambda arrays, facts: syncnet.create(arrays)
+    ),
+    "inception": Kind(
+        "Mixed_5b.", lambda arrays: (foreign.inception(arrays), {}), lambda arrays, facts: inception.check(arrays)
     ),
 }
 

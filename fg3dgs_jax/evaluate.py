@@ -2,23 +2,43 @@
 
     python -m fg3dgs_jax.evaluate --workdir RUN --models DIR
         PSNR of frame, head, mouth and eyes, SSIM, mouth landmark distance (LMD), lip opening, jitter, seconds per frame
-    python -m fg3dgs_jax.evaluate --workdir RUN --models DIR --probe
+    ... --lpips FILE --sync FILE --syncnet FILE --inception FILE
+        the other scores of the papers' tables, by weights from `convert` and `train_sync`: LPIPS, sync, LSE-C, LSE-D
+        and FID; a score whose weights are missing is said to be unavailable
+    ... --audio speech.wav
+        also lets the head say another sound (the papers' Table II) and scores how well the lips fit it
+    ... --probe
         also renders them under wrong audio, a frozen mouth and shuffled expressions: does the audio drive the mouth?
 
 Every frame is rendered with its own pose, expression, torso layer and background (the papers' test protocol).
-Into RUN, or the folder given by --out, go evaluation.json (all numbers, frame by frame), heldout.npz (ids, pred, gt in
-uint8, for your own scores), heldout.mp4 (truth | prediction | error, with sound) and heldout.jpg (a contact sheet that
-ends with the worst frames).
+Into RUN, or the folder given by --out, go evaluation.json (all numbers, frame by frame), tables.csv, tables.md,
+report.html (tables, videos, curves and worst frames in one file), heldout.npz (ids, pred, gt in uint8, for your own
+scores), heldout.mp4 (truth | prediction | error, with sound), heldout.jpg (a contact sheet that ends with the worst
+frames) and driven.mp4.
 Landmark scores need mediapipe (pip install 'fg3dgs_jax[preprocess]') and a folder with its face_landmarker.task.
 """
 
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 from fg3dgs_jax import cli
+from fg3dgs_jax.data import audio
 from fg3dgs_jax.data.models import LANDMARKS, find_model
-from fg3dgs_jax.inference import console, heldout, probes
+from fg3dgs_jax.data.writing import write_video
+from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.inference import console, heldout, page, papers, paths, probes
 from fg3dgs_jax.inference.head import Head
+
+WEIGHTS = {
+    "lpips": "LPIPS, from `convert`",
+    "sync": "a lip-sync expert, from `train_sync` or `convert`",
+    "syncnet": "SyncNet, from `convert`",
+    "inception": "Inception v3 for FID, from `convert`",
+}
+PAGES = ("tables.csv", "tables.md", "report.html")
+LOUD = 1e-3  # RMS below which a sound is silent
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -30,10 +50,36 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="DIR", help="dataset folder; default: the one it was trained on")
     parser.add_argument("--models", type=Path, metavar="DIR", help="folder with face_landmarker.task")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go; default: RUN")
+    for name, what in WEIGHTS.items():
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=what)
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="another sound for the head to say")
     parser.add_argument(
         "--probe", action="store_true", help="also render under wrong conditions; about ten times longer"
     )
     return parser.parse_args(argv)
+
+
+def read_sound(path: Path) -> np.ndarray:
+    """The sound of --audio, f32 [n] at 16 kHz. Raises UserError: not readable, silent, shorter than half a second."""
+    sound = audio.load_audio(path)
+    if len(sound) < audio.SAMPLE_RATE // 2:
+        raise UserError(f"--audio {path}: lasts under half a second; give at least some words")
+    if float(np.sqrt(np.mean(np.square(sound)))) < LOUD:
+        raise UserError(f"--audio {path}: is silent; give a sound in which somebody speaks")
+    return sound
+
+
+def drive(head: Head, sound: np.ndarray, networks: papers.Networks, models: Path | None, out: Path) -> dict:
+    """Lets the head say a sound into driven.mp4 and scores the lips (Table II)."""
+    count = audio.num_frames(sound, head.dataset.fps)
+    shown, performance = [], head.perform(sound)
+    for _ in console.track(range(count), "another sound"):
+        shown.append(next(performance))
+    images = np.stack([frame.picture for frame in shown])
+    positions = np.array([frame.position for frame in shown])
+    boxes = paths.track_at(head.dataset.face_boxes, positions)
+    write_video(out / "driven.mp4", iter(images), head.dataset.fps, sound)
+    return papers.driven(images, boxes, sound, head.dataset.fps, networks, models)
 
 
 def main(argv: list[str]) -> int:
@@ -41,20 +87,41 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     if flags.models:
         find_model(flags.models, LANDMARKS)  # a wrong folder is an error, no folder a missing score
+    networks = papers.load({name: getattr(flags, name) for name in WEIGHTS})
+    sound = read_sound(flags.audio) if flags.audio else None
     out = flags.out or flags.workdir
     cli.enable_compilation_cache()
     head = Head.load(flags.workdir, flags.data)
-    print(f"{flags.workdir}: step {head.run['step']}; {head.dataset.describe()}")
-    report = heldout.evaluate(head.dataset, head.render, out, models=flags.models, info=head.run, track=console.track)
+    dataset = head.dataset
+    print(f"{flags.workdir}: step {head.run['step']}; {dataset.describe()}")
+    heldout.make_folder(out)
+    frames = heldout.predict(dataset, head.render, track=console.track)
+    report = heldout.full_report(dataset, frames, flags.models, head.run)
+    tables = {"held-out frames": papers.table(dataset, frames, report, networks, flags.models)}
+    heldout.save(out, dataset, frames, report)
     console.show(console.score_table(report))
+    if sound is not None:
+        tables[f"driven by {flags.audio.name}"] = drive(head, sound, networks, flags.models, out)
+    for title, table in tables.items():
+        console.show(console.paper_table(title, table))
     if flags.probe:
         report["probes"] = probes.probe(
-            head.dataset, head.render, flags.models, render_static=head.frozen(), track=console.track
+            dataset, head.render, flags.models, render_static=head.frozen(), track=console.track
         )
         console.show(console.probe_table(report["probes"]))
-        heldout.write_json(out / "evaluation.json", report)
-    print(f"wrote {', '.join(str(out / name) for name in heldout.OUTPUTS)}")
+    report["tables"] = tables
+    heldout.write_json(out / "evaluation.json", report)
+    write_pages(out, f"{flags.workdir.name}, step {head.run['step']}", tables, report, frames, sound is not None)
+    print(f"wrote {', '.join(str(out / name) for name in (*heldout.OUTPUTS, *PAGES))}")
     return 0
+
+
+def write_pages(out: Path, title: str, tables: dict, report: dict, frames: heldout.Heldout, driven: bool) -> None:
+    """tables.csv, tables.md and report.html."""
+    videos = [out / "heldout.mp4", *([out / "driven.mp4"] if driven else [])]
+    page.write_text(out / "tables.csv", page.to_csv(tables))
+    page.write_text(out / "tables.md", page.to_markdown(tables))
+    page.write_text(out / "report.html", page.to_html(title, tables, report, frames, videos))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import track as rich_track
 from rich.table import Table
 
+from fg3dgs_jax.inference import page
+
 LINE_SECONDS = 5.0  # between progress lines where there is no terminal
 
 # name in the report, name for people, decimals, better when
@@ -69,6 +71,19 @@ def score_table(report: dict) -> Table:
     table.caption = "; ".join(f"unavailable: {reason}" for reason in sorted(set(report["unavailable"].values())))
     table.caption_justify = "left"
     return table
+
+
+def paper_table(title: str, table: dict) -> Table:
+    """A table of `papers`: a line per score, a column per row, and why some are missing or unreliable."""
+    shown = Table(title=f"{title}, {table['frames']} frames", title_justify="left")
+    shown.add_column("score")
+    for row in table["rows"]:
+        shown.add_column(row, justify="right")
+    shown.add_column("better")
+    for name, label, digits, better in page.columns(table):
+        shown.add_row(label, *(page.cell(table, row, name, digits) for row in table["rows"]), better)
+    shown.caption, shown.caption_justify = "; ".join(page.notes(table)), "left"
+    return shown
 
 
 def probe_table(report: dict) -> Table:

@@ -183,16 +183,25 @@ def evaluate(
     error, with the clip's sound), heldout.jpg (frames spread over the clip and the worst ones). Returns what
     evaluation.json holds; `info` is kept there under "run".
     """
-    out = Path(out)
-    make_folder(out)
+    make_folder(Path(out))
     heldout = predict(dataset, render, track=track)
-    report = {"format": FORMAT, "version": VERSION, "run": info or {}, **score(dataset, heldout, models)}
+    report = full_report(dataset, heldout, models, info)
+    save(Path(out), dataset, heldout, report)
+    return report
+
+
+def full_report(dataset: Dataset, heldout: Heldout, models: str | Path | None, info: dict | None = None) -> dict:
+    """What evaluation.json holds: the scores, with `info` under "run"."""
+    return {"format": FORMAT, "version": VERSION, "run": info or {}, **score(dataset, heldout, models)}
+
+
+def save(out: Path, dataset: Dataset, heldout: Heldout, report: dict) -> None:
+    """Writes OUTPUTS into the folder `out`."""
     with replacing(out / "heldout.npz") as partial:
         np.savez(partial, ids=heldout.ids, pred=heldout.predictions, gt=heldout.truth)
     write_side_by_side(out / "heldout.mp4", dataset, heldout, report["frames"])
     pictures.save(out / "heldout.jpg", sheet(heldout, report["frames"]))
     write_json(out / "evaluation.json", report)
-    return report
 
 
 def make_folder(path: Path) -> None:
