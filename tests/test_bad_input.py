@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from torch_files import Tensor, zip_bytes
 
-from fg3dgs_jax import cli, convert, evaluate, preprocess, synthesize, train
+from fg3dgs_jax import cli, convert, evaluate, preprocess, synthesize, train, train_sync
 from fg3dgs_jax.data import face, intake, masks, models, synthetic
 from fg3dgs_jax.data.video import write_video
 from fg3dgs_jax.training import checkpoint, loop
@@ -217,6 +217,7 @@ TRAIN = [
     ("wrong type", r"--config\.seed=x: expected a whole number", train_row("--config.seed=x")),
     ("no such dataset", r"nowhere", train_row("--config.data=nowhere")),
     ("dataset that is a file", r"README\.md", train_row(f"--config.data={ROOT / 'README.md'}")),
+    ("no such LPIPS weights", r"nowhere\.st: no such file", on_dataset("--config.judges.lpips=nowhere.st")),
     ("unknown stage", r"stage 'warp'", on_dataset("--config.schedule=('warp',)")),
     ("damaged dataset", r"000003\.png", broken_dataset),
     ("checkpoint of another config", r"--config\.seed 7, this run has 0", saved_run(other_seed)),
@@ -250,6 +251,21 @@ SYNTHESIZE = [
 EVALUATE = [
     ("no checkpoint", r"run.*holds no checkpoint", lambda folder, patch: [f"--workdir={folder / 'run'}"]),
     ("no models", r"model file is missing", lambda folder, patch: [f"--workdir={folder}", f"--models={folder}"]),
+    (
+        "weights that are not converted",
+        r"x\.pth: is damaged or no safetensors file .*convert it with",
+        lambda folder, patch: [f"--workdir={folder / 'run'}", f"--lpips={text_file(folder / 'x.pth')}"],
+    ),
+    (
+        "a silent sound to say",
+        r"--audio .*speech\.wav: is silent",
+        lambda folder, patch: [f"--workdir={folder / 'run'}", f"--audio={speech(folder, 16000)}"],
+    ),
+    (
+        "a sound of a moment",
+        r"--audio .*speech\.wav: lasts under half a second",
+        lambda folder, patch: [f"--workdir={folder / 'run'}", f"--audio={speech(folder, 1600)}"],
+    ),
 ]
 
 
@@ -275,8 +291,35 @@ CONVERT = [
     ("weights of another kind", r"weights\.pth: not the lpips weights", convert_row(LINEAR, "--kind=lpips")),
     ("not a safetensors name", r"--out x\.bin: must end in", convert_row(LINEAR, "--out=x.bin")),
 ]
+
+
+def sync_row(*argv: str):
+    def prepare(folder: Path, patch) -> list[str]:
+        return [f"--config={ROOT / 'configs' / 'sync.py'}", f"--workdir={folder / 'run'}", *argv]
+
+    return prepare
+
+
+def short_clip(folder: Path, patch, dataset: Path) -> list[str]:
+    return sync_row(str(dataset))(folder, patch)
+
+
+def silent_clip(folder: Path, patch, dataset: Path) -> list[str]:
+    shutil.copytree(dataset, folder / "data")
+    soundfile.write(folder / "data" / "audio.wav", np.zeros(16000, np.float32), 16000)
+    return sync_row(str(folder / "data"))(folder, patch)
+
+
+TRAIN_SYNC = [
+    ("no clips", r"no clip to learn from is given", sync_row()),
+    ("no such clip", r"nowhere: no such file", sync_row("nowhere")),
+    ("too short a clip", r"has only 25 frames; give a clip of at least 2 s", short_clip),
+    ("a silent clip", r"data: its sound is silent", silent_clip),
+    ("too wide a network", r"--config\.width=7: must be from", sync_row("--config.width=7.0", "nowhere")),
+]
 COMMANDS = (
-    (preprocess, PREPROCESS), (train, TRAIN), (synthesize, SYNTHESIZE), (evaluate, EVALUATE), (convert, CONVERT)
+    (preprocess, PREPROCESS), (train, TRAIN), (synthesize, SYNTHESIZE), (evaluate, EVALUATE), (convert, CONVERT),
+    (train_sync, TRAIN_SYNC),
 )  # fmt: skip
 TABLE = [
     pytest.param(command, words, prepare, id=f"{command.__name__.split('.')[-1]}: {name}")

@@ -10,7 +10,10 @@ TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
 
 def test_the_command_leaves_scores_and_a_video(tmp_path, capsys):
-    steps = [f"--config.stages.{name}.steps={count}" for name, count in (("static", 2), ("motion", 3), ("fusion", 2))]
+    steps = [
+        f"--config.stages.{name}.steps={count}"
+        for name, count in (("static", 2), ("motion", 3), ("fusion", 2), ("alignment", 0))
+    ]
     flags = [f"--config={TINY}", f"--workdir={tmp_path}", "--config.schedule_scale=1.0", "--config.synthetic.frames=25"]
     assert train.main([*flags, *steps]) == 0
     assert json.loads((tmp_path / "evaluation.json").read_text())["summary"]["psnr"] > 0
