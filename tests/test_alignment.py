@@ -79,6 +79,7 @@ def test_with_weights_it_follows_fusion(run):
     assert last.frames == 5 and last.weights["sync"] == 0.03 and last.weights["frame_lpips"] == 0.5
 
 
+@pytest.mark.slow  # a minute of compiling networks and their gradients
 def test_one_step_moves_the_mouths_network_and_the_colours_and_nothing_else(run):
     """All four losses; each term's own gradient is finite, and not zero exactly where the stage lets it train."""
     stage = run.stages[-1]
@@ -117,6 +118,7 @@ def test_one_step_moves_the_mouths_network_and_the_colours_and_nothing_else(run)
     assert moved <= allowed and "face/gaussians/sh" in moved and any(n.startswith("mouth/motion/grid") for n in moved)
 
 
+@pytest.mark.slow  # a minute of compiling networks and their gradients
 def test_a_window_is_the_mean_of_its_frames_and_the_term_of_all(run):
     plan, state = loop.plan(run, run.stages[-1], None), loop.first_state(run)
     snippet = run.dataset.snippet(int(snippet_starts(run.dataset.train_ids, 5)[0]), 5)
