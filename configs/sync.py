@@ -2,7 +2,8 @@
 
     python -m fg3dgs_jax.train_sync --config=configs/sync.py CLIP [CLIP ...] --workdir=RUN
 The network of Wav2Lip's discriminator at a quarter of its width. CLIPs are dataset folders or videos at 25 FPS whose
-sound is in sync; the more people and minutes, the better. A few minutes on two cores for a few clips of seconds.
+sound is in sync; the more people and minutes, the better. How well it then tells
+sync from shift is in report.json; no figure is promised here.
 """
 
 from ml_collections import ConfigDict
