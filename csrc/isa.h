@@ -26,7 +26,10 @@ namespace fg3dgs {
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-inline Isa best_isa() {
+// Static, like every plain function that files compiled for several sets include: the linker would otherwise keep one
+// copy of it, perhaps one that this processor cannot run.
+
+static inline Isa best_isa() {
 #ifdef FG_X86
   const char* cap = std::getenv("FG3DGS_ISA");  // tests run the narrower kernels on wide machines
   const bool no512 = cap && std::strcmp(cap, "avx512") != 0, no2 = no512 && std::strcmp(cap, "avx2") != 0;

@@ -15,7 +15,7 @@ struct Mlp {
 
 constexpr int kMostLayers = 8;
 
-inline int64_t mlp_weights(const Mlp& m) {
+static inline int64_t mlp_weights(const Mlp& m) {
   int64_t count = 0;
   for (int i = 0; i < m.layers; ++i) count += int64_t{m.sizes[i]} * m.sizes[i + 1];
   return count;

@@ -56,7 +56,7 @@ struct Kernels {
 };
 
 // Floats of 64-byte aligned scratch that one blending task needs: planes of 256 pixels, and a pair's sums.
-inline int64_t scratch_floats(int channels) { return 256 * (int64_t{channels} + 4) + 16 * (channels + 7 + 16); }
+static inline int64_t scratch_floats(int channels) { return 256 * (int64_t{channels} + 4) + 16 * (channels + 7 + 16); }
 
 FG_PER_ISA(extern const Kernels kKernels;)
 
