@@ -73,7 +73,7 @@ def test_alpha_is_zero_only_for_the_mask_itself():
 def test_motion_terms_ignore_dead_slots():
     alive = jnp.asarray([True, False])
     deltas = Deltas(means=jnp.asarray([[1.0, -2.0, 3.0], [9.0, 9.0, 9.0]]))
-    view = terms.RegionView(*[jnp.zeros(())] * 5, deltas=deltas, alive=alive)
+    view = terms.RegionView(*[jnp.zeros(())] * 5, deltas=deltas, alive=alive, judges={})
     assert float(terms.REGION_TERMS["delta_means"](view)) == pytest.approx(2.0)
     assert float(terms.REGION_TERMS["delta_quats"](view)) == 0.0
 

@@ -17,7 +17,7 @@ from fg3dgs_jax.data.dataset import open_dataset
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.training import loop, seeds
 from fg3dgs_jax.training.signals import Interrupt, Stopped
-from fg3dgs_jax.training.step import judge, make_densify, make_step, render_layers
+from fg3dgs_jax.training.step import make_densify, make_step, see_frame
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
@@ -75,7 +75,8 @@ class _Hashed:
 def _loss(hashed, state, frame):
     def loss(params):
         offsets = {name: jnp.zeros((pool.alive.shape[0], 2)) for name, pool in state.pools.items()}
-        return judge(hashed.plan, render_layers(hashed.plan, params, offsets, state, frame), state, frame)
+        loss, seen, _ = see_frame(hashed.plan, params, offsets, state, frame, {})
+        return loss, seen.terms
 
     return jax.value_and_grad(loss, has_aux=True)(state.params)
 
@@ -122,7 +123,7 @@ def test_a_region_is_judged_in_its_window_as_in_the_whole_frame(run):
     (_, whole), whole_grads = window(_Hashed(loop.plan(run, both, None)), state)
     for term in loop.plan(run, stage, None).term_names[:-1]:
         # float32 sums over the same pixels, with pixel coordinates rounded differently; SSIM at the window's border
-        np.testing.assert_allclose(some["terms"][term], whole["terms"][term], rtol=1e-3, atol=1e-7, err_msg=term)
+        np.testing.assert_allclose(some[term], whole[term], rtol=1e-3, atol=1e-7, err_msg=term)
     for region in ("face", "mouth", "eyes"):
         a, b = (np.asarray(g[region]["gaussians"].sh) for g in (some_grads, whole_grads))
         assert np.abs(b).max() > 0
