@@ -57,6 +57,6 @@ def test_trained_head_beats_untrained_and_static_heads(trained):
     head, untrained = trained
     right, still, raw = (scores(head.dataset, r) for r in (head.render, head.frozen(), untrained.render))
     print("mouth, eyes: trained", right, "static", still, "untrained", raw)
-    # Measured: mouth +2.0 and eyes +0.9 dB over static, +6.4 and +6.5 over untrained. Another seed's eyes: +0.1 to +0.9.
+    # Measured: mouth +2.0 and eyes +0.9 dB over static, +6.4 and +6.5 over untrained. Another seed's eyes: +0.1 to 0.9.
     assert (right > still + 0.5).all()
     assert (right > raw + 2.0).all()
