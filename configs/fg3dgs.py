@@ -36,27 +36,19 @@ def get_config():
 
     # Position: 1.6e-4 -> 1.6e-6 over 45k steps. Motion networks: twice TG's 5e-4, far above FG's 1e-4 / 1e-5, because
     # short schedules move the lips too little otherwise (lip opening r 0.60 -> 0.66, LMD 1.35 -> 1.18 with more steps).
-    still = {"quats": (1e-3, 1e-3), "log_scales": (3e-3, 3e-3), "opacities": (5e-2, 5e-2), "sh": (2.5e-3, 2.5e-3)}
     motion = {"grids": (5e-3, 5e-4), "audio": (1e-3, 1e-4), "networks": (1e-3, 1e-4)}
     config.schedule = ("static", "motion", "fusion", "alignment")
     config.stages.static = defaults.stage(
         steps=STATIC,
         moving=False,
-        rates={"means": (1.6e-4, 1.2e-4), **still},
-        weights={"l1": 1.0, "dssim": 0.2, "alpha": 1e-3},
+        rates={"means": (1.6e-4, 1.2e-4), **defaults.SPLAT_RATES},
+        weights=defaults.PHOTO_WEIGHTS,
         densify=defaults.densify(start=500, stop=STATIC),
     )
     config.stages.motion = defaults.stage(
         steps=MOTION,
-        rates={"means": (1.2e-4, 1.6e-6), **still, **motion},
-        weights={
-            "l1": 1.0,
-            "dssim": 0.2,
-            "alpha": 1e-3,
-            "delta_means": 1e-5,
-            "delta_quats": 1e-5,
-            "delta_log_scales": 1e-5,
-        },
+        rates={"means": (1.2e-4, 1.6e-6), **defaults.SPLAT_RATES, **motion},
+        weights={**defaults.PHOTO_WEIGHTS, **defaults.DELTA_WEIGHTS},
         densify=defaults.densify(start=0, stop=MOTION - 5_000),
     )
     config.stages.fusion = defaults.stage(

@@ -31,14 +31,13 @@ def get_config(values: str = "paper"):
     for name, (coarsest, finest) in zip(config.layers, GRIDS[values], strict=True):
         config.regions[name].grid.update(min_resolution=coarsest, max_resolution=finest)
 
-    still = {"quats": (1e-3, 1e-3), "log_scales": (3e-3, 3e-3), "opacities": (5e-2, 5e-2), "sh": (2.5e-3, 2.5e-3)}
     motion = {"grids": (5e-3, 5e-4), "audio": (5e-4, 5e-5), "networks": (5e-4, 5e-5)}
     config.schedule = ("static", "motion", "fusion")
     config.stages.static = defaults.stage(
         steps=STATIC,
         moving=False,
-        rates={"means": (1.6e-4, 1.2e-4), **still},
-        weights={"l1": 1.0, "dssim": 0.2, "alpha": 1e-3},
+        rates={"means": (1.6e-4, 1.2e-4), **defaults.SPLAT_RATES},
+        weights=defaults.PHOTO_WEIGHTS,
         densify=defaults.densify(start=500, stop=STATIC, percent_dense=0.005),
         curricula={
             "lips": _window("lips", 15, STATIC, lower=(0.0, 0.68), upper=(0.32, 1.0)),
@@ -47,15 +46,8 @@ def get_config(values: str = "paper"):
     )
     config.stages.motion = defaults.stage(
         steps=MOTION,
-        rates={"means": (1.2e-4, 1.6e-6), **still, **motion},
-        weights={
-            "l1": 1.0,
-            "dssim": 0.2,
-            "alpha": 1e-3,
-            "delta_means": 1e-5,
-            "delta_quats": 1e-5,
-            "delta_log_scales": 1e-5,
-        },
+        rates={"means": (1.2e-4, 1.6e-6), **defaults.SPLAT_RATES, **motion},
+        weights={**defaults.PHOTO_WEIGHTS, **defaults.DELTA_WEIGHTS},
         densify=defaults.densify(
             start=0, stop=MOTION - 1_000, percent_dense=0.005, min_opacity=(0.05, 0.3), max_radius=20.0, max_scale=0.1
         ),

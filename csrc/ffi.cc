@@ -40,12 +40,10 @@ ffi::Error backward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, 
   ffi::Error error = make_scene(means, quats, scales, opacities, colors, viewmat, intrinsics, means2d, width, height,
                                 near_plane, max_pairs, &scene);
   if (error.failure()) return error;
-  const ConstImages rendered = {color.typed_data(), alpha.typed_data(), depth.typed_data()};
-  const ConstImages cotangents = {d_color.typed_data(), d_alpha.typed_data(), d_depth.typed_data()};
-  const Gradients gradients = {d_means->typed_data(),      d_quats->typed_data(),  d_scales->typed_data(),
-                                       d_opacities->typed_data(),  d_colors->typed_data(), d_viewmat->typed_data(),
-                                       d_intrinsics->typed_data(), d_means2d->typed_data()};
-  return finish(rasterize_backward(scene, rendered, cotangents, gradients, make_executor(pool)));
+  return finish(rasterize_backward(
+      scene, make_images(color, alpha, depth), make_images(d_color, d_alpha, d_depth),
+      make_gradients(d_means, d_quats, d_scales, d_opacities, d_colors, d_viewmat, d_intrinsics, d_means2d),
+      make_executor(pool)));
 }
 
 // prediction, target [h, w, c] -> loss [], d loss / d prediction [h, w, c]

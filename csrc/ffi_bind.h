@@ -49,6 +49,16 @@ inline ffi::Error make_scene(F32 means, F32 quats, F32 scales, F32 opacities, F3
   return ffi::Error::Success();
 }
 
+inline ConstImages make_images(const F32& color, const F32& alpha, const F32& depth) {
+  return {color.typed_data(), alpha.typed_data(), depth.typed_data()};
+}
+
+inline Gradients make_gradients(OutF32 means, OutF32 quats, OutF32 scales, OutF32 opacities, OutF32 colors,
+                                OutF32 viewmat, OutF32 intrinsics, OutF32 means2d) {
+  return {means->typed_data(),  quats->typed_data(),   scales->typed_data(),     opacities->typed_data(),
+          colors->typed_data(), viewmat->typed_data(), intrinsics->typed_data(), means2d->typed_data()};
+}
+
 inline ffi::Error finish(const char* message) {
   return message ? ffi::Error(ffi::ErrorCode::kResourceExhausted, message) : ffi::Error::Success();
 }

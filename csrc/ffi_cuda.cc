@@ -50,13 +50,10 @@ ffi::Error backward_cuda(Stream stream, F32 means, F32 quats, F32 scales, F32 op
   if (error.failure()) return error;
   error = check_workspace(scene, pass_of(true, deterministic), workspace);
   if (error.failure()) return error;
-  const ConstImages rendered = {color.typed_data(), alpha.typed_data(), depth.typed_data()};
-  const ConstImages cotangents = {d_color.typed_data(), d_alpha.typed_data(), d_depth.typed_data()};
-  const Gradients gradients = {d_means->typed_data(),      d_quats->typed_data(),  d_scales->typed_data(),
-                               d_opacities->typed_data(),  d_colors->typed_data(), d_viewmat->typed_data(),
-                               d_intrinsics->typed_data(), d_means2d->typed_data()};
-  return finish_cuda(rasterize_backward_cuda(scene, rendered, cotangents, gradients, deterministic,
-                                             workspace->typed_data(), default_room(scene), stream));
+  return finish_cuda(rasterize_backward_cuda(
+      scene, make_images(color, alpha, depth), make_images(d_color, d_alpha, d_depth),
+      make_gradients(d_means, d_quats, d_scales, d_opacities, d_colors, d_viewmat, d_intrinsics, d_means2d),
+      deterministic, workspace->typed_data(), default_room(scene), stream));
 }
 
 // Shapes and levels; the kernels take so many levels by value.

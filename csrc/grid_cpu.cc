@@ -135,8 +135,29 @@ void scatter(const GridLevel& level, const Cells& c, const Shares& s, int count,
 
 int64_t num_chunks(const Grid& g) { return (g.points + kPoints - 1) / kPoints; }
 
-int chunk_size(const Grid& g, int64_t chunk) {
-  return static_cast<int>(std::min<int64_t>(kPoints, g.points - chunk * kPoints));
+// One chunk of the points, in the unit cube.
+struct Points {
+  Points(const Grid& g, const float* positions, int64_t chunk)
+      : first(chunk * kPoints), count(static_cast<int>(std::min<int64_t>(kPoints, g.points - first))) {
+    to_unit(g, positions, first, count, unit, inside);
+  }
+
+  int64_t first;
+  int count;
+  alignas(64) float unit[3][kPoints];
+  alignas(64) float inside[kPoints];
+};
+
+// Calls visit(plane, row of the encoding, level, cells of the points) for each level of each plane.
+template <class Visit>
+void for_each_level(const Grid& g, const Points& points, Visit&& visit) {
+  Cells cells;
+  for (int plane = 0; plane < 3; ++plane)
+    for (int i = 0; i < g.levels; ++i) {
+      const GridLevel level = find_level(g, i);
+      locate(level, points.unit[kGridPlanes[plane][0]], points.unit[kGridPlanes[plane][1]], points.count, &cells);
+      visit(plane, int64_t{plane} * g.levels + i, level, cells);
+    }
 }
 
 }  // namespace
@@ -144,18 +165,11 @@ int chunk_size(const Grid& g, int64_t chunk) {
 void grid_encode(const Grid& g, const float* tables, const float* positions, float* out, const Executor& executor) {
   const int64_t entries = grid_entries(g);
   parallel_for(executor, num_chunks(g), [&](int, int64_t chunk) {
-    alignas(64) float unit[3][kPoints], inside[kPoints];
-    Cells cells;
-    const int64_t first = chunk * kPoints;
-    const int count = chunk_size(g, chunk);
-    to_unit(g, positions, first, count, unit, inside);
-    for (int plane = 0; plane < 3; ++plane)
-      for (int i = 0; i < g.levels; ++i) {
-        const GridLevel level = find_level(g, i);
-        locate(level, unit[kGridPlanes[plane][0]], unit[kGridPlanes[plane][1]], count, &cells);
-        interpolate(tables + plane * entries + level.start, cells, inside, count,
-                    out + (int64_t{plane} * g.levels + i) * g.points + first);
-      }
+    Points points(g, positions, chunk);
+    for_each_level(g, points, [&](int plane, int64_t row, const GridLevel& level, const Cells& cells) {
+      interpolate(tables + plane * entries + level.start, cells, points.inside, points.count,
+                  out + row * g.points + points.first);
+    });
   });
 }
 
@@ -163,7 +177,6 @@ void grid_backward_tables(const Grid& g, const float* positions, const float* co
                           const Executor& executor) {
   const int64_t entries = grid_entries(g);
   parallel_for(executor, 3 * g.levels, [&](int, int64_t task) {
-    alignas(64) float unit[3][kPoints], inside[kPoints];
     Cells cells;
     Shares shares;
     const int64_t plane = task / g.levels;
@@ -171,11 +184,10 @@ void grid_backward_tables(const Grid& g, const float* positions, const float* co
     float* table = out + plane * entries + level.start;
     std::memset(table, 0, sizeof(float) * level.size);
     for (int64_t chunk = 0; chunk < num_chunks(g); ++chunk) {
-      const int count = chunk_size(g, chunk);
-      to_unit(g, positions, chunk * kPoints, count, unit, inside);
-      locate(level, unit[kGridPlanes[plane][0]], unit[kGridPlanes[plane][1]], count, &cells);
-      share(cells, cotangent + task * g.points + chunk * kPoints, inside, count, &shares);
-      scatter(level, cells, shares, count, table);
+      Points points(g, positions, chunk);
+      locate(level, points.unit[kGridPlanes[plane][0]], points.unit[kGridPlanes[plane][1]], points.count, &cells);
+      share(cells, cotangent + task * g.points + points.first, points.inside, points.count, &shares);
+      scatter(level, cells, shares, points.count, table);
     }
   });
 }
@@ -184,22 +196,16 @@ void grid_backward_positions(const Grid& g, const float* tables, const float* po
                              float* out, const Executor& executor) {
   const int64_t entries = grid_entries(g);
   parallel_for(executor, num_chunks(g), [&](int, int64_t chunk) {
-    alignas(64) float unit[3][kPoints], inside[kPoints], gradient[3][kPoints] = {};
-    Cells cells;
-    const int64_t first = chunk * kPoints;
-    const int count = chunk_size(g, chunk);
-    to_unit(g, positions, first, count, unit, inside);
-    for (int plane = 0; plane < 3; ++plane)
-      for (int i = 0; i < g.levels; ++i) {
-        const GridLevel level = find_level(g, i);
-        const int a = kGridPlanes[plane][0], b = kGridPlanes[plane][1];
-        locate(level, unit[a], unit[b], count, &cells);
-        add_slopes(tables + plane * entries + level.start, cells,
-                   cotangent + (int64_t{plane} * g.levels + i) * g.points + first,
-                   static_cast<float>(level.resolution - 1) / (2.0f * g.bound), count, gradient[a], gradient[b]);
-      }
+    alignas(64) float gradient[3][kPoints] = {};
+    Points points(g, positions, chunk);
+    for_each_level(g, points, [&](int plane, int64_t row, const GridLevel& level, const Cells& cells) {
+      add_slopes(tables + plane * entries + level.start, cells, cotangent + row * g.points + points.first,
+                 static_cast<float>(level.resolution - 1) / (2.0f * g.bound), points.count,
+                 gradient[kGridPlanes[plane][0]], gradient[kGridPlanes[plane][1]]);
+    });
     for (int axis = 0; axis < 3; ++axis)
-      for (int l = 0; l < count; ++l) out[axis * g.points + first + l] = inside[l] != 0.0f ? gradient[axis][l] : 0.0f;
+      for (int l = 0; l < points.count; ++l)
+        out[axis * g.points + points.first + l] = points.inside[l] != 0.0f ? gradient[axis][l] : 0.0f;
   });
 }
 

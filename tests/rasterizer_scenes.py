@@ -76,6 +76,25 @@ def render_and_pull(operands, cotangents, width: int = 70, height: int = 50, **o
     return rendered, pull(tuple(map(jnp.asarray, cotangents)))[0]
 
 
+def check_that_hostile_are_absent(pull, sh: int):
+    """NaN, Inf, zero quaternions, overflow, behind the camera: same image as without them, zero gradient.
+
+    `pull(operands, cotangents)` renders and returns gradients as `render_and_pull` does, in a fixed order of sums.
+    """
+    operands, cotangents = random_scene(sh=sh), random_cotangents()
+    poisoned, count = poison(operands)
+    (want, want_gradients), (got, gradients) = pull(operands, cotangents), pull(poisoned, cotangents)
+    assert not np.any(got.radii[:count])
+    for name in ("color", "alpha", "depth", "num_pairs"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+    for name, a, b in zip(NAMES, gradients, want_gradients, strict=True):
+        if name in ("viewmat", "intrinsics"):
+            np.testing.assert_allclose(a, b, rtol=1e-4)  # other lanes, other order of a sum that cancels
+        else:
+            assert not np.any(a[:count]), name
+            np.testing.assert_array_equal(a[count:], b, err_msg=name)
+
+
 # The reference's program is large and the scenes are small: compile it fast, without LLVM's optimizer, and share it.
 FAST = {"xla_backend_optimization_level": 0}
 reference = jax.jit(functools.partial(render_and_pull, backend="reference"), compiler_options=FAST)

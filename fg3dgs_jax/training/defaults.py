@@ -6,6 +6,11 @@ Steps are those of a full run; `schedule_scale` shortens all of them in proporti
 
 from ml_collections import ConfigDict, config_dict
 
+# What both papers' recipes agree on: rates of a Gaussian but its position's, losses of a region, deformations' weights.
+SPLAT_RATES = {"quats": (1e-3, 1e-3), "log_scales": (3e-3, 3e-3), "opacities": (5e-2, 5e-2), "sh": (2.5e-3, 2.5e-3)}
+PHOTO_WEIGHTS = {"l1": 1.0, "dssim": 0.2, "alpha": 1e-3}
+DELTA_WEIGHTS = {"delta_means": 1e-5, "delta_quats": 1e-5, "delta_log_scales": 1e-5}
+
 
 def region(**fields) -> ConfigDict:
     """A layer of the head."""
