@@ -1,11 +1,15 @@
-"""Export a trained head as 3DGS .ply files, which viewers and editors of splats open.
+"""Export a trained head: baked, to speak fast and anywhere, or as 3DGS .ply files for viewers and editors of splats.
 
+    python -m fg3dgs_jax.export --workdir RUN --out anna.safetensors
+        baked: all that neither sound nor expression changes is computed once. anna.safetensors and anna.json hold the
+        head and what it needs of its clip, load in under a second, and stand in for a run's folder:
+        python -m fg3dgs_jax.synthesize --workdir anna.safetensors --audio speech.wav --out talk.mp4
     python -m fg3dgs_jax.export --workdir RUN --out head.ply
         the head as it was learnt, before any motion
     python -m fg3dgs_jax.export --workdir RUN --audio speech.wav --out frames
         one file per frame of a speech: frames/000000.ply, ...; --every 5 takes each fifth, --frames 50 the first 50
 
-All regions are in one file, in world coordinates (y up, the head's centre the origin); --region takes one of them.
+All regions are in one .ply, in world coordinates (y up, the head's centre the origin); --region takes one of them.
 The cameras of the frames are not part of a .ply: frames/cameras.json holds them, world to camera in OpenCV axes.
 """
 
@@ -21,7 +25,7 @@ from fg3dgs_jax import cli
 from fg3dgs_jax.data import audio as audio_io
 from fg3dgs_jax.data.writing import SYNTHETIC_MARK
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import console, ply
+from fg3dgs_jax.inference import baked, console, ply
 from fg3dgs_jax.inference.head import Head
 
 
@@ -31,8 +35,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         prog="python -m fg3dgs_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--workdir", type=Path, required=True, metavar="RUN", help="a training run's folder")
-    add("--out", type=Path, required=True, metavar="FILE.ply|DIR", help="a file, or with --audio a new folder")
+    add("--workdir", type=Path, required=True, metavar="RUN", help="a training run's folder, or a baked head")
+    add("--out", type=Path, required=True, metavar="FILE|DIR", help=".safetensors (and .json beside it), .ply, or "
+        "with --audio a new folder")  # fmt: skip
     add("--data", type=Path, metavar="DIR", help="dataset folder; default: the one it was trained on")
     add("--audio", type=Path, metavar="FILE", help="what the head says; one .ply per frame")
     add("--speech-model", metavar="DIR", help="folder of the speech model the head was trained on")
@@ -42,6 +47,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.every < 1 or (flags.frames is not None and flags.frames < 1):
         raise UserError("--every and --frames take whole numbers from 1 on")
+    if baked.is_baked(flags.out) and (flags.audio or flags.region):
+        raise UserError(f"--out {flags.out}: a baked head is whole and silent; leave out --audio and --region")
     return flags
 
 
@@ -50,8 +57,11 @@ def check_out(flags: argparse.Namespace) -> None:
     folder = flags.out.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"--out {flags.out}: cannot be written there; give a name in a folder that you may write to")
-    if not flags.audio and (flags.out.suffix.lower() != ".ply" or flags.out.is_dir()):
-        raise UserError(f"--out {flags.out}: must end in .ply; a folder goes with --audio")
+    known = flags.out.suffix.lower() == ".ply" or baked.is_baked(flags.out)
+    if not flags.audio and (not known or flags.out.is_dir()):
+        raise UserError(f"--out {flags.out}: must end in .safetensors or .ply; a folder goes with --audio")
+    if baked.is_baked(flags.out) and baked.is_baked(flags.workdir):
+        raise UserError(f"--workdir {flags.workdir}: is baked already; copy its two files")
     if flags.audio and flags.out.exists():
         raise UserError(f"--out {flags.out}: is there already; give the name of a new folder")
 
@@ -94,7 +104,11 @@ def main(argv: list[str]) -> int:
     if flags.region and flags.region not in names:
         raise UserError(f"--region {flags.region}: this head has {', '.join(names)}")
     regions = [flags.region] if flags.region else names
-    if flags.audio:
+    if baked.is_baked(flags.out):
+        kept = baked.write(flags.out, head, track=console.track)
+        both = " and ".join(str(flags.out.with_suffix(ending)) for ending in baked.ENDINGS)
+        print(f"wrote {both}: {', '.join(f'{count} Gaussians of {name}' for name, count in kept.items())}")
+    elif flags.audio:
         print(f"wrote {flags.out}: {export_frames(flags, head, regions)} frames")
     else:
         count = ply.write(flags.out, head.gaussians(regions))

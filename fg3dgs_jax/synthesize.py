@@ -40,7 +40,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--workdir", type=Path, required=True, metavar="RUN", help="a training run's folder")
+    add("--workdir", type=Path, required=True, metavar="RUN", help="a training run's folder, or a baked head: "
+        "NAME.safetensors of `python -m fg3dgs_jax.export`")  # fmt: skip
     add("--audio", type=Path, required=True, metavar="FILE", help="what the head is to say")
     add("--out", type=Path, required=True, metavar="FILE", help=".mp4, .mov, .webm, or a folder's name for pictures")
     add("--data", type=Path, metavar="DIR", help="dataset folder; default: the one it was trained on")

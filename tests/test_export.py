@@ -98,7 +98,7 @@ def test_the_command_writes_the_learnt_head_and_the_frames_of_a_speech(commands,
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--out=a.obj"], "end in .ply"),
+        (["--out=a.obj"], "end in .safetensors or .ply"),
         (["--out=nowhere/a.ply"], "folder that you may write to"),
         (["--out=a.ply", "--region=nose"], "this head has mouth, eyes"),
         (["--out=a", "--audio=none.wav"], "none.wav"),

@@ -187,14 +187,21 @@ def read_picture(path: Path, channels: int) -> np.ndarray:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); restore the file or make the dataset again"
         ) from None
+    return decode_picture(data, str(path), channels)
+
+
+def decode_picture(data: bytes, name: str, channels: int, width: int | None = None) -> np.ndarray:
+    """The content of a JPEG or PNG file as `read_picture` returns it; `width`: what a PNG's must be."""
+    if width is not None and data[16:20] != width.to_bytes(4, "big"):  # before anything is made of that size
+        raise UserError(f"{name}: is no PNG picture {width} pixels wide; restore the file")
     # Some decoders fill what is missing of a cut file with grey, so the end marks are looked for first.
     whole = b"\xff\xd9" in data[-64:] if data[:2] == b"\xff\xd8" else b"IEND" in data[-64:]
     flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR, 4: cv2.IMREAD_UNCHANGED}[channels]
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if whole else None
     if picture is None or picture.dtype != np.uint8:
-        raise UserError(f"{path}: is not a whole 8-bit JPEG or PNG picture; restore the file or make the dataset again")
+        raise UserError(f"{name}: is not a whole 8-bit JPEG or PNG picture; restore the file or make the dataset again")
     if (1 if picture.ndim == 2 else picture.shape[2]) != channels:
-        raise UserError(f"{path}: has no transparency channel; save it as an RGBA picture")
+        raise UserError(f"{name}: has no transparency channel; save it as an RGBA picture")
     return picture if channels == 1 else cv2.cvtColor(picture, _TO_RGB[channels])
 
 
@@ -203,8 +210,14 @@ _TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
 
 def over(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
     """A straight-alpha u8 [H, W, 4] layer over a u8 [H, W, 3] background; colour under alpha 0 does not matter."""
-    alpha = rgba[..., 3:].astype(np.uint16)
-    return ((rgba[..., :3] * alpha + background * (255 - alpha) + 127) // 255).astype(np.uint8)
+    rows, out = np.flatnonzero(rgba[..., 3].any(1)), background.copy()
+    if not rows.size:
+        return out
+    part = slice(rows[0], rows[-1] + 1)
+    alpha = cv2.merge([rgba[part, :, 3]] * 3).astype(np.uint16)  # three equal channels: numpy is slow over short axes
+    total = cv2.cvtColor(rgba[part], cv2.COLOR_RGBA2RGB) * alpha + background[part] * (255 - alpha) + 127
+    out[part] = (total + 1 + (total >> 8)) >> 8  # total // 255, for every total that there can be
+    return out
 
 
 def count_labels(labels: np.ndarray) -> np.ndarray:

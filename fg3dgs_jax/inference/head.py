@@ -18,13 +18,13 @@ from fg3dgs_jax.data.clip import tokens as token_rows
 from fg3dgs_jax.data.dataset import Dataset, open_dataset
 from fg3dgs_jax.data.legacy import LATE_FRAMES, as_released, read_array
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import performance
+from fg3dgs_jax.inference import baked, performance
 from fg3dgs_jax.inference.control import Control
 from fg3dgs_jax.inference.control import plan as plan_of
 from fg3dgs_jax.inference.heldout import Render
+from fg3dgs_jax.model import bake as baking
 from fg3dgs_jax.model import render as rendering
 from fg3dgs_jax.model import talking_gaussian
-from fg3dgs_jax.model.hashgrid import GridSpec
 from fg3dgs_jax.training import checkpoint
 
 log = logging.getLogger(__name__)
@@ -49,31 +49,33 @@ class Head:
     ):
         """`params[region]` holds `gaussians` (types.Gaussians) and `motion` (nested dict), `alive[region]` bool [N].
 
-        `run` says where the head came from, for reports.
+        Of a baked head `params[region]` is a bake.BakedRegion, and `alive` is None. `run` says where the head came
+        from, for reports.
         """
         self.spec, self.dataset, self.run = spec, dataset, dict(run or {})
         self.speech_model: str | None = None  # FOLDER[:logits], see `front_end`
-        self._params, self._alive = jax.device_put((dict(params), dict(alive)))
+        self.config: dict = {}  # of the training run, as far as it is known
+        self._params, self._alive = jax.device_put((dict(params), alive if alive is None else dict(alive)))
         graphs, _ = rendering.motion_structure(spec)
         options = options or rendering.RasterOptions()
         intrinsics, width, height = dataset.intrinsics, dataset.width, dataset.height
 
-        def camera(viewmat: jax.Array) -> types.Camera:
-            return types.Camera(viewmat, jnp.asarray(intrinsics), width, height)
-
-        def frame(params, alive, condition, viewmat, backdrop):
-            return rendering.render_frame(
-                spec, graphs, params, alive, condition, camera(viewmat), backdrop, options=options
-            )
-
         def posed(params, alive, deltas, viewmat, backdrop):
-            return rendering.draw(spec, params, alive, deltas, camera(viewmat), backdrop, options=options)
+            camera = types.Camera(viewmat, jnp.asarray(intrinsics), width, height)
+            if alive is None:
+                return baking.draw(spec, params, deltas, camera, backdrop, options=options)
+            return rendering.draw(spec, params, alive, deltas, camera, backdrop, options=options)
 
         def deltas(params, condition):
+            if alive is None:
+                return baking.move(spec, params, condition)
             return {
                 name: rendering.move(graph, params[name]["motion"], params[name]["gaussians"].means, condition)[0]
                 for name, graph in graphs.items()
             }
+
+        def frame(params, alive, condition, viewmat, backdrop):
+            return posed(params, alive, deltas(params, condition), viewmat, backdrop)
 
         def louder(params, alive, condition, silence, gain, viewmat, backdrop):
             still = deltas(params, condition.replace(audio=silence))
@@ -92,20 +94,15 @@ class Head:
     ) -> "Head":
         """The head of a run's newest good checkpoint, with its dataset (or the folder `data` in its place).
 
+        workdir may also be a baked head, either of its two files, which brings what speech needs of its dataset.
         speech_model: the front end of a head that was trained on a speech model's features, `FOLDER[:logits]`.
         Raises UserError: no checkpoint, no dataset, or a dataset whose inputs do not fit the head's networks.
         """
+        if baked.is_baked(workdir):
+            return cls._load_baked(Path(workdir), data, options, speech_model)
         state, info = checkpoint.load_for_inference(workdir)
-        spec = _spec(info["spec"])
-        dataset = open_dataset(data or info["data"], info["config"].get("audio_features"))
-        if info["config"].get("action_units") == "raw":  # a converted head
-            dataset = Dataset(as_released(dataset.clip, talking_gaussian.UNITS))
-        given = (dataset.audio_features.shape[1:], dataset.expression.shape[1])
-        if given != (spec.audio_shape, spec.expression_dim):
-            raise UserError(
-                f"{dataset.path}: has audio windows {given[0]} and {given[1]} expression values, the head in {workdir} "
-                f"was trained on {spec.audio_shape} and {spec.expression_dim}; give the dataset it was trained on"
-            )
+        spec = baked.read_spec(info["spec"])
+        dataset = _dataset(data or info["data"], info["config"], spec, workdir)
         _, motions = rendering.motion_structure(spec)
         params = {
             name: {"gaussians": types.Gaussians(**region["gaussians"]), "motion": _motion(region, motions[name])}
@@ -115,10 +112,34 @@ class Head:
         run = {"workdir": str(workdir), "step": int(state["step"]), "data": str(dataset.path)}
         run["trained_on_this_data"] = info["dataset"] == dataset.fingerprint
         head = cls(spec, params, alive, dataset, run, options)
-        chosen = info["config"].get("audio_features")
-        folder = chosen and speech_models.named(chosen)[0].is_dir()
-        head.speech_model = speech_model or (chosen if folder else None)
+        head._came_with(info["config"], speech_model)
         return head
+
+    @classmethod
+    def _load_baked(
+        cls, path: Path, data: str | Path | None, options: rendering.RasterOptions | None, speech_model: str | None
+    ) -> "Head":
+        spec, regions, clip, facts = baked.read(path)
+        dataset = _dataset(data, facts["config"], spec, path) if data else Dataset(clip)
+        run = {**facts["run"], "baked": str(path), "data": str(dataset.path)}
+        run["trained_on_this_data"] &= clip.fingerprint == dataset.fingerprint
+        head = cls(spec, regions, None, dataset, run, options)
+        head.rest = facts["rest"]
+        head._came_with(facts["config"], speech_model)
+        return head
+
+    def _came_with(self, config: Mapping, speech_model: str | None) -> None:
+        """What a run's config says of the sound."""
+        self.config = dict(config)
+        chosen = config.get("audio_features")
+        folder = chosen and speech_models.named(chosen)[0].is_dir()
+        self.speech_model = speech_model or (chosen if folder else None)
+
+    def bake(self) -> dict[str, baking.BakedRegion]:
+        """What stays the same in all frames, computed once, as numpy arrays."""
+        if self._alive is None:
+            return jax.device_get(self._params)
+        return baking.bake(self.spec, self._params, self._alive)
 
     def render(self, condition: types.Condition, viewmat: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
         """One frame on the host, u8, shaped as the backdrop u8 [H, W, 3] or RGBA [H, W, 4]; viewmat f32 [4, 4]."""
@@ -244,7 +265,10 @@ class Head:
         """The living Gaussians of some regions (default all), as they were learnt or moved by `deltas`; on the host."""
         parts = []
         for name in regions or [region.name for region in self.spec.regions]:
-            alive, still = np.asarray(self._alive[name]), self._params[name]["gaussians"]
+            if self._alive is None:
+                alive, still = slice(None), baking.raw_gaussians(self._params[name])
+            else:
+                alive, still = np.asarray(self._alive[name]), self._params[name]["gaussians"]
             parts.append(jax.tree.map(lambda x, a=alive: np.asarray(x)[a], moved(still, deltas and deltas[name])))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
@@ -306,12 +330,18 @@ def moved(gaussians: types.Gaussians, deltas: types.Deltas | None) -> types.Gaus
     )
 
 
-def _spec(stored: dict) -> rendering.HeadSpec:
-    """A HeadSpec from `dataclasses.asdict` of one that has been through JSON."""
-    regions = tuple(
-        rendering.RegionSpec(**{**region, "grid": GridSpec(**region["grid"])}) for region in stored["regions"]
-    )
-    return rendering.HeadSpec(**{**stored, "regions": regions, "audio_shape": tuple(stored["audio_shape"])})
+def _dataset(path: str | Path, config: Mapping, spec: rendering.HeadSpec, head: str | Path) -> Dataset:
+    """A dataset whose inputs fit a head's networks. Raises UserError."""
+    dataset = open_dataset(path, config.get("audio_features"))
+    if config.get("action_units") == "raw":  # a converted head
+        dataset = Dataset(as_released(dataset.clip, talking_gaussian.UNITS))
+    given = (dataset.audio_features.shape[1:], dataset.expression.shape[1])
+    if given != (spec.audio_shape, spec.expression_dim):
+        raise UserError(
+            f"{dataset.path}: has audio windows {given[0]} and {given[1]} expression values, the head in {head} "
+            f"was trained on {spec.audio_shape} and {spec.expression_dim}; give the dataset it was trained on"
+        )
+    return dataset
 
 
 def _motion(region: Mapping, like: Mapping) -> dict:

@@ -69,6 +69,16 @@ def multiply_reference(x: jax.Array, weights: jax.Array, sizes: tuple[int, ...])
     return x
 
 
+def multiply_onto(start: jax.Array, x: jax.Array, kernels: list[jax.Array]) -> jax.Array:
+    """A perceptron whose first layer is there in part: last ... relu(start + kernels[0]^T x), f32 [out, N].
+
+    start f32 [hidden, N], x f32 [in, N], kernels f32 [in, hidden], .. [.., out], at least two.
+    """
+    first, *others = kernels
+    hidden = jax.nn.relu(start + first.T @ x)
+    return multiply(hidden, pack(others), (first.shape[1], *(kernel.shape[1] for kernel in others)))
+
+
 def _native_forward(x: jax.Array, weights: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
     result = jax.ShapeDtypeStruct((sizes[-1], x.shape[1]), jnp.float32)
     return native.call("fg3dgs_mlp_forward", [result], (x, weights), sizes=np.asarray(sizes, np.int32))[0]

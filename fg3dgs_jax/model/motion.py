@@ -169,15 +169,22 @@ class CrossModalAttention(nnx.Module):
         Keys and values are the same for all Gaussians, so they are multiplied into the query's and the output's
         kernels first: two products with N columns are left of four.
         """
+        keys, to_output = self.fold(tokens)
+        query = self.query.kernel[...].reshape(-1, *keys.shape[1:])
+        to_scores = jnp.einsum("shc,thc->ths", query, keys) / math.sqrt(keys.shape[2])
+        weights = _softmax_over_tokens(to_scores.reshape(NUM_TOKENS * _HEADS, -1) @ spatial)
+        return to_output @ weights
+
+    def fold(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys f32 [8, heads, 32 / heads] of tokens f32 [8, C], and what turns attention weights into the output,
+        f32 [32, 8 heads], the tokens slowest."""
         head = (_HEADS, _FEATURES // _HEADS)
         keys, values = (
             (projection(tokens.T).T + self.positions[...]).reshape(NUM_TOKENS, *head)
             for projection in (self.key, self.value)
         )
-        to_scores = jnp.einsum("shc,thc->ths", self.query.kernel[...].reshape(-1, *head), keys) / math.sqrt(head[1])
         to_output = jnp.einsum("thc,hco->oth", values, self.output.kernel[...].reshape(*head, _FEATURES))
-        weights = _softmax_over_tokens(to_scores.reshape(NUM_TOKENS * _HEADS, -1) @ spatial)
-        return to_output.reshape(_FEATURES, -1) @ weights
+        return keys, to_output.reshape(_FEATURES, -1)
 
 
 class CrossModalMotion(nnx.Module):
@@ -205,16 +212,19 @@ class CrossModalMotion(nnx.Module):
 
     def __call__(self, means: jax.Array, condition: Condition) -> tuple[Deltas, dict[str, Any]]:
         """Canonical means f32 [N, 3] -> deltas of the means. aux: `gate`, f32 [], this frame's lambda in (0, 1)."""
-        if self.modality == "audio":
-            tokens, pooled = self.audio(condition.audio)
-        else:
-            tokens = self.embed(self.expression(condition.expression)[0])
-            pooled = tokens[CURRENT]
+        tokens, pooled = self.hear(condition)
         gate = jax.nn.sigmoid(self.gate(pooled)[0])  # Eq. 9
         z = gate * self.attention(_spatial(self, means), tokens)  # Eq. 10
         hidden = self.ffn1(pooled[:, None] + z)  # Eq. 11
         out = self.deform(self.ffn2(hidden + z)).T  # Eq. 12
         return Deltas(means=MEANS_SCALE * out), {"gate": gate}
+
+    def hear(self, condition: Condition) -> tuple[jax.Array, jax.Array]:
+        """The condition's tokens f32 [8, 32] and the vector f32 [32] that stands for the frame."""
+        if self.modality == "audio":
+            return self.audio(condition.audio)
+        tokens = self.embed(self.expression(condition.expression)[0])
+        return tokens, tokens[CURRENT]
 
 
 class MouthMLPMotion(nnx.Module):

@@ -1,6 +1,7 @@
 """A frame of the head: motion -> deformed Gaussians -> a layer per region -> composite (FG Eq. 8, 12, 14)."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -45,6 +46,9 @@ class RasterOptions:
     deterministic: bool = False
 
 
+USUAL = RasterOptions()
+
+
 def create_motions(spec: HeadSpec, seed: int) -> tuple[dict[str, nnx.GraphDef], dict[str, dict]]:
     """Fresh motion networks: per region a static graph definition and a plain dict of float32 arrays."""
     graphs, params = {}, {}
@@ -62,8 +66,12 @@ def _create(spec: HeadSpec, region: RegionSpec, rngs: nnx.Rngs) -> nnx.Module:
     return motion_lib.create(region.motion, region.grid, spec.audio_shape, spec.expression_dim, rngs=rngs)
 
 
+@functools.lru_cache(maxsize=8)
 def motion_structure(spec: HeadSpec) -> tuple[dict[str, nnx.GraphDef], dict[str, dict]]:
-    """What `create_motions` returns with shapes in place of arrays: nothing is computed, so nothing compiles."""
+    """What `create_motions` returns with shapes in place of arrays: nothing is computed, so nothing compiles.
+
+    Once per spec: tracing takes a third of a second. The result is shared; leave it as it is.
+    """
     graphs, shapes = {}, {}
     for region in spec.regions:
         graphs[region.name], state = nnx.split(nnx.eval_shape(lambda r=region: _create(spec, r, nnx.Rngs(0))))
@@ -84,16 +92,17 @@ def render_region(
     *,
     active_degree: jax.Array | int,
     means2d: jax.Array | None = None,
-    options: RasterOptions = RasterOptions(),
+    options: RasterOptions = USUAL,
 ) -> Rendered:
     """One region's layer. `deltas` None renders the static head; `means2d` as in `rasterize`."""
-    means, quats, scales, opacities, sh = pool_lib.activate(gaussians, alive, deltas, active_degree)
+    return _rasterize(pool_lib.activate(gaussians, alive, deltas, active_degree), camera, means2d, options)
+
+
+def _rasterize(
+    region: tuple[jax.Array, ...], camera: Camera, means2d: jax.Array | None, options: RasterOptions
+) -> Rendered:
     return rasterize(
-        means,
-        quats,
-        scales,
-        opacities,
-        sh,
+        *region,
         camera.viewmat,
         camera.intrinsics,
         camera.width,
@@ -130,23 +139,31 @@ def draw(
     camera: Camera,
     backdrop: jax.Array,
     *,
-    options: RasterOptions = RasterOptions(),
+    options: RasterOptions = USUAL,
 ) -> jax.Array:
     """One finished frame, u8, of regions moved by given deltas, over a backdrop u8 [H, W, 3] or [H, W, 4].
 
     A backdrop of four channels has straight alpha, and so has the frame.
     """
-    layers = [
-        render_region(
-            params[region.name]["gaussians"],
-            alive[region.name],
-            deltas[region.name],
-            camera,
-            active_degree=spec.sh_degree,
-            options=options,
-        )
+    regions = [
+        pool_lib.activate(params[region.name]["gaussians"], alive[region.name], deltas[region.name], spec.sh_degree)
         for region in spec.regions
     ]
+    return paint(regions, camera, backdrop, options=options)
+
+
+def paint(
+    regions: Sequence[tuple[jax.Array, ...]],
+    camera: Camera,
+    backdrop: jax.Array,
+    *,
+    options: RasterOptions = USUAL,
+) -> jax.Array:
+    """One finished frame, u8, of regions front to back: of each what `rasterize` takes first, means to SH colours.
+
+    Backdrop as in `draw`.
+    """
+    layers = [_rasterize(region, camera, None, options) for region in regions]
     lay = composite if backdrop.shape[-1] == 3 else cut_out
     color = lay(layers, backdrop.astype(jnp.float32) / 255.0)
     return jnp.round(jnp.clip(color, 0.0, 1.0) * 255.0).astype(jnp.uint8)
@@ -162,7 +179,7 @@ def render_frame(
     backdrop: jax.Array,
     *,
     moving: bool = True,
-    options: RasterOptions = RasterOptions(),
+    options: RasterOptions = USUAL,
 ) -> jax.Array:
     """One finished frame, u8 [H, W, 3]: `params[region]` holds `gaussians` and `motion`, backdrop as in `draw`."""
     deltas: dict[str, Deltas | None] = dict.fromkeys(params)
