@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from fg3dgs_jax.inference import metrics
 
@@ -121,14 +122,49 @@ def test_pairing_sees_a_difference_that_hides_in_the_spread():
     assert swapped["difference"].mean == pytest.approx(-result["difference"].mean)
 
 
+def drawn_heads(count=4, size=64):
+    """A head that speaks (truth), the same a little late and noisy (prediction), its mask and its mouth's box."""
+    rows, columns = np.mgrid[:size, :size] / size
+    truth, mask = [], (rows - 0.5) ** 2 / 0.16 + (columns - 0.5) ** 2 / 0.09 < 1
+    for k in range(count + 1):
+        face = 0.7 + 0.2 * np.sin(9 * columns) * np.cos(7 * rows)
+        mouth = ((rows - 0.7) / (0.03 + 0.02 * k)) ** 2 + ((columns - 0.5) / 0.12) ** 2 < 1
+        picture = np.where(mask, np.where(mouth, 0.2, face), 0.4)[..., None] * [1.0, 0.8, 0.7]
+        truth.append(np.round(255 * picture).astype(np.uint8))
+    rng = np.random.default_rng(0)
+    late = [np.clip(x + rng.normal(0, 4, x.shape), 0, 255).astype(np.uint8) for x in truth[:-1]]
+    return late, truth[1:], mask, np.array([size * 5 // 8, size * 7 // 8, size * 3 // 8, size * 5 // 8])
+
+
+def test_pixel_scores_of_a_drawn_head_agree_with_scipy():
+    """PSNR from the definition in f64, SSIM from scipy's filters: nothing here is shared with `metrics`."""
+    blur = lambda x: gaussian_filter(x, (1.5, 1.5, 0), mode="constant", truncate=3.5)  # noqa: E731
+    for prediction, truth, mask, box in zip(*drawn_heads()[:2], *([x] * 4 for x in drawn_heads()[2:]), strict=True):
+        a, b = prediction / 255.0, truth / 255.0
+        inside = np.zeros_like(mask)
+        inside[box[0] : box[1], box[2] : box[3]] = True
+        for where, found in (
+            (np.ones_like(mask), metrics.psnr(prediction, truth)),
+            (mask, metrics.psnr(prediction, truth, mask)),
+            (inside, metrics.psnr_boxes(prediction, truth, box)),
+        ):
+            assert found == pytest.approx(10 * np.log10(1 / np.mean((a - b)[where] ** 2)), abs=1e-4)  # f32 differences
+        centred, other = blur(a * a) - blur(a) ** 2, blur(b * b) - blur(b) ** 2
+        joint = blur(a * b) - blur(a) * blur(b)
+        contrast = (2 * joint + 0.03**2) / (centred + other + 0.03**2)
+        whole = contrast * (2 * blur(a) * blur(b) + 0.01**2) / (blur(a) ** 2 + blur(b) ** 2 + 0.01**2)
+        np.testing.assert_allclose(metrics.ssim(prediction, truth, mask), (whole.mean(), whole[mask].mean()), atol=1e-9)
+
+
 @pytest.fixture(scope="module")
 def anchor():
     path = SHARED / "anchors" / "talkinggaussian_man2_256.npz"
     if not path.is_file():
-        pytest.skip(f"no reference predictions at {path}")
+        pytest.skip(f"needs predictions of real footage, which is not distributed: {path} (FG3DGS_SHARED)")
     return dict(np.load(path))
 
 
+@pytest.mark.slow  # needs real footage, which the repository must not hold
 @pytest.mark.parametrize(
     ("name", "whole", "head", "mouth", "ssim_whole", "ssim_head"),
     [
@@ -147,11 +183,12 @@ def test_pixel_scores_of_the_reference_predictions(anchor, name, whole, head, mo
     np.testing.assert_allclose(similarity, [ssim_whole, ssim_head], atol=0.00051)
 
 
+@pytest.mark.slow
 def test_landmark_scores_of_the_reference_predictions(anchor):
-    pytest.importorskip("mediapipe", reason="mediapipe is not installed")
+    pytest.importorskip("mediapipe", reason="needs MediaPipe: pip install 'fg3dgs_jax[preprocess]'")
     model = SHARED / "models" / "face_landmarker.task"
     if not model.is_file():
-        pytest.skip(f"no landmark model at {model}")
+        pytest.skip(f"needs MediaPipe's landmark model: {model} (FG3DGS_SHARED)")
     from fg3dgs_jax.data.face import detect_landmarks
 
     truth = detect_landmarks(anchor["gt"], model)

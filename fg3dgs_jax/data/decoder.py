@@ -215,11 +215,13 @@ def send_samples(request: dict) -> None:
         raise DecodeError(f"has an audio rate of {rate} Hz; convert it to 16 kHz wav")
     resampler = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ") if rate != target else None
     origin = start_time(container.streams.video[0]) if container.streams.video else None
-    position, sent = 0, 0
+    position, sent, last = 0, 0, last_sample(container, stream)
     for frame in decode(container, stream, warn):
         if origin is None:
             origin = frame.time or 0.0
         samples = mono(frame)
+        if last is not None and frame.pts is not None:
+            samples = samples[: max(last - round(frame.time * rate), 0)]
         want = position if frame.time is None else round((frame.time - origin) * rate)
         if want - position > rate // 50 or position == 0:  # a gap: silence of its length; before the picture: cut
             gap = min(want - position, math.ceil(MAX_SECONDS * rate))
@@ -236,6 +238,18 @@ def send_samples(request: dict) -> None:
         send({"samples": len(samples)}, np.ascontiguousarray(samples, "<f4"))
     if sent == 0:
         raise DecodeError("has an audio track without a single readable sample; convert it to wav again")
+
+
+def last_sample(container, stream) -> int | None:
+    """Where an mp4's sound ends on its own clock, in samples: codecs fill up their last block and its edit list says
+    how far, which FFmpeg does not apply. None: nobody says, or the header contradicts its table of packets.
+    """
+    block = stream.codec_context.frame_size or 0
+    if "mp4" not in container.format.name or not stream.duration or not stream.time_base or not block:
+        return None
+    length = round(float(stream.duration * stream.time_base) * stream.codec_context.sample_rate)
+    padding = stream.frames * block - length  # both ends: what the codec needs to start, and to fill its last block
+    return round(start_time(stream) * stream.codec_context.sample_rate) + length if 0 <= padding < 8 * block else None
 
 
 def mono(frame) -> np.ndarray:

@@ -52,7 +52,8 @@ def save(workdir: str | Path, step: int, state: Any, info: dict, *, keep: int = 
       info: JSON-able facts about the run, returned on restore; `restore_latest` compares them with its `expect`.
 
     Raises:
-      OSError: nothing is left of the new step and the older ones are untouched; ENOSPC when the disk is full.
+      OSError: nothing is left of the new step and the older ones are untouched; ENOSPC when the disk is full, EDQUOT or EFBIG when
+        this user or this file may have no more of it.
     """
     root = Path(workdir) / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
@@ -66,8 +67,9 @@ def save(workdir: str | Path, step: int, state: Any, info: dict, *, keep: int = 
         _sync(root)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if "no space left" in str(error).lower() and not isinstance(error, OSError):  # as TensorStore words it
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from error
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if os.strerror(code).lower() in str(error).lower() and not isinstance(error, OSError):  # from TensorStore
+                raise OSError(code, os.strerror(code), str(final)) from error
         raise
     for old in steps(workdir)[keep:] if keep else []:
         (root / f"{old:08d}").rename(root / f".partial-old-{old:08d}")
