@@ -61,7 +61,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def read_sound(path: Path) -> np.ndarray:
     """The sound of --audio, f32 [n] at 16 kHz. Raises UserError: not readable, silent, shorter than half a second."""
-    sound = audio.load_audio(path)
+    sound = audio.load_audio(path, whole=True)
     if len(sound) < audio.SAMPLE_RATE // 2:
         raise UserError(f"--audio {path}: lasts under half a second; give at least some words")
     if float(np.sqrt(np.mean(np.square(sound)))) < LOUD:

@@ -69,7 +69,7 @@ def check_out(flags: argparse.Namespace) -> None:
 def export_frames(flags: argparse.Namespace, head: Head, regions: list[str]) -> int:
     """One file per frame taken, and cameras.json, in a folder that appears only when complete; returns their number."""
     fps, comments = head.dataset.fps, (SYNTHETIC_MARK,)
-    sound = audio_io.load_audio(flags.audio)
+    sound = audio_io.load_audio(flags.audio, whole=True)
     wanted = range(0, audio_io.num_frames(sound, fps), flags.every)[: flags.frames]
     partial = flags.out.with_name(f".{flags.out.name}.{os.getpid()}.partial")
     cameras = []

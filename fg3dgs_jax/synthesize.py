@@ -12,7 +12,8 @@ back and forth without a jump where the sound is longer, unless told otherwise:
     --out talk.mov, talk.webm, frames        transparency: ProRes 4444, VP9, a folder of PNG pictures
     --paste-back clip.mp4                    into the full picture of the video that the clip was cropped from
 
-The file is marked as synthetic media in its metadata.
+The file is marked as synthetic media in its metadata; with --certificate and --key it also holds signed content
+credentials (C2PA) that say so.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 
 from fg3dgs_jax import cli
 from fg3dgs_jax.data import audio as audio_io
-from fg3dgs_jax.data import hearing
+from fg3dgs_jax.data import credentials, hearing
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import console, expression, performance, speech
 from fg3dgs_jax.inference.control import EXPRESSIONS, ORBIT_SECONDS, Control
@@ -68,12 +69,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     look("--crf", type=int, help="quality of mp4 and webm, lower is better (default: 16 and 24)")
     look("--background", metavar="FILE|#rrggbb", help="a picture or a colour in place of the clip's background")
     look("--paste-back", type=Path, metavar="CLIP", help="put the head back into the video that the clip came from")
+    look("--certificate", type=Path, metavar="PEM", help="sign content credentials (C2PA) into the file with this "
+         "certificate chain, and --key")  # fmt: skip
+    look("--key", type=Path, metavar="PEM", help="the private key of --certificate")
     return parser.parse_args(argv)
 
 
 def check(flags: argparse.Namespace) -> speech.Output:
     """What to write. Refuses outputs that cannot be, before any work is done. Raises UserError."""
-    output = speech.Output(flags.out, flags.fps, flags.size, flags.crf, flags.background, flags.paste_back)
+    if (flags.certificate is None) != (flags.key is None):
+        raise UserError("--certificate and --key go together; give both, or neither")
+    signing = credentials.load(flags.certificate, flags.key) if flags.certificate else None
+    output = speech.Output(flags.out, flags.fps, flags.size, flags.crf, flags.background, flags.paste_back, signing)
     speech.check(output)
     if flags.audio.exists() and flags.out.exists() and flags.audio.samefile(flags.out):
         raise UserError(f"--out {flags.out}: is the file of --audio; give another name")
@@ -109,7 +116,7 @@ def read_control(flags: argparse.Namespace, head: Head) -> Control:
 
 def read_sound(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The sound f32 [n] mono at 16 kHz for the networks, and at 48 kHz for the video."""
-    heard, kept = audio_io.load_audio(path), audio_io.load_audio(path, SOUND_RATE)
+    heard, kept = audio_io.load_audio(path, whole=True), audio_io.load_audio(path, SOUND_RATE)
     if not heard.size:
         raise UserError(f"--audio {path}: holds no sound; export it again")
     return heard, kept

@@ -119,7 +119,9 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     cli.enable_compilation_cache()
     head = Head.load(flags.workdir, flags.data)
-    sound = audio_io.load_audio(flags.audio or head.dataset.audio_path)[: int(SECONDS * audio_io.SAMPLE_RATE)]
+    sound = audio_io.load_audio(flags.audio or head.dataset.audio_path, whole=True)[
+        : int(SECONDS * audio_io.SAMPLE_RATE)
+    ]
     own = head.dataset.audio_name != "logmel" and not flags.audio
     ear = head.own_windows()[: int(SECONDS * head.dataset.fps) + 8] if own else sound
     quiet = np.repeat(head.rest[:1], len(ear), 0) if own else np.zeros_like(sound)

@@ -18,7 +18,7 @@ def tone(rate: int, seconds: float = 1.0, hertz: float = 440.0) -> np.ndarray:
 @pytest.mark.parametrize(
     ("rate", "channels", "subtype", "suffix"),
     [(16000, 1, "PCM_16", "wav"), (48000, 2, "PCM_24", "wav"), (44100, 6, "FLOAT", "wav"), (8000, 1, "PCM_U8", "wav"),
-     (22050, 2, "PCM_16", "flac"), (48000, 1, "VORBIS", "ogg")],
+     (8000, 1, "PCM_16", "wav"), (96000, 2, "FLOAT", "wav"), (22050, 2, "PCM_16", "flac"), (48000, 1, "VORBIS", "ogg")],
 )  # fmt: skip
 def test_any_rate_width_and_channel_count(tmp_path, rate, channels, subtype, suffix):
     path = tmp_path / f"tone.{suffix}"
@@ -28,6 +28,49 @@ def test_any_rate_width_and_channel_count(tmp_path, rate, channels, subtype, suf
     assert len(sound) == pytest.approx(16000, abs=200 if suffix == "ogg" else 2)
     middle = slice(2000, 14000)  # away from the resampler's ends; 8 bits and Vorbis are right within 1 %
     assert np.abs(sound[middle] - tone(16000)[middle]).max() < 0.012
+
+
+def encode(path, codec: str, sound: np.ndarray, rate: int) -> None:
+    """A file of f32 [n] in a lossy codec, as recorders write them: with the codec's own delay and padding."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        for start in range(0, len(sound), 1024):
+            part = np.ascontiguousarray(sound[None, start : start + 1024], np.float32)
+            frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("seconds", [2.0, 0.5, 1.237])
+@pytest.mark.parametrize(
+    ("name", "codec", "rate"),
+    [("a.m4a", "aac", 44100), ("b.m4a", "aac", 16000), ("c.mov", "aac", 48000), ("d.mp3", "libmp3lame", 44100),
+     ("e.mkv", "libmp3lame", 44100)],
+)  # fmt: skip
+def test_what_a_codec_pads_is_no_sound(tmp_path, name, codec, rate, seconds):
+    sound = tone(rate, seconds)
+    encode(tmp_path / name, codec, sound, rate)
+    found = audio.load_audio(tmp_path / name, whole=True)
+    assert len(found) == pytest.approx(16000 * len(sound) / rate, abs=2)  # rounding, twice
+    assert audio.num_frames(found[: round(16000 * seconds)]) == np.ceil(25 * seconds)
+    # Nor is it moved: a tone of RMS 0.35 is in phase, away from the ends, but for what codecs lose of it.
+    middle = slice(2000, len(found) - 2000)
+    assert np.sqrt(np.mean((found - tone(16000, seconds + 1)[: len(found)])[middle] ** 2)) < 0.05
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "m4a", "mkv"])
+def test_half_a_file_is_refused_where_the_whole_is_asked_for(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    if suffix in ("wav", "flac"):
+        soundfile.write(path, tone(16000, 2.0), 16000)
+    else:
+        encode(path, "aac" if suffix == "m4a" else "libmp3lame", tone(44100, 2.0), 44100)
+    whole = path.read_bytes()
+    assert len(audio.load_audio(path, whole=True)) == pytest.approx(32000, abs=2)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=rf"x\.{suffix} (is cut off \(the audio ends after .* s\); export|is not a)"):
+        audio.load_audio(path, whole=True)
 
 
 def test_gaps_in_a_recording_become_silence(tmp_path):

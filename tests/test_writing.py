@@ -59,6 +59,26 @@ def test_mp4_says_how_it_was_made_and_keeps_no_transparency(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.webm"])
+def test_a_flash_and_a_click_of_one_moment_stay_together(tmp_path, name):
+    rate, moments = 48000, (7, 31)
+    sound = np.zeros(2 * rate, np.float32)
+    for k in moments:
+        sound[k * rate // 25 : k * rate // 25 + 96] = 0.9
+    pictures = (np.full((48, 64, 3), 255 if k in moments else 0, np.uint8) for k in range(50))
+    writing.write_video(tmp_path / name, pictures, 25, (sound, rate))
+    with av.open(str(tmp_path / name)) as container:
+        seen = [float(f.time) for f in container.decode(video=0) if f.to_ndarray(format="gray").mean() > 128]
+    with av.open(str(tmp_path / name)) as container:
+        blocks = [(float(f.time), np.abs(f.to_ndarray()[0] / (32768 if name == "a.mov" else 1)))
+                  for f in container.decode(audio=0)]  # fmt: skip
+    heard = [time + np.argmax(part > 0.3) / rate for time, part in blocks if (part > 0.3).any()]
+    assert len(seen) == 2
+    # A tenth of the 40 ms that may be noticed: codecs smear a click over some milliseconds, perhaps into two blocks.
+    assert min(abs(heard[0] - seen[0]), abs(heard[-1] - seen[1])) < 0.004
+    assert all(min(abs(time - s) for s in seen) < 0.008 for time in heard)
+
+
 def test_quality_is_chosen(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     for crf in (5, 40):

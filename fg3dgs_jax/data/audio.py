@@ -36,16 +36,21 @@ class AudioFeatures:
     sha256: str  # of the 16-bit samples they were computed from
 
 
-def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, warnings: list[str] | None = None) -> np.ndarray:
+def load_audio(
+    path: str | Path, sample_rate: int = SAMPLE_RATE, warnings: list[str] | None = None, *, whole: bool = False
+) -> np.ndarray:
     """f32 [n] in about [-1, 1], mono: any rate, channel count and sample format; of a video its audio track.
 
     Of a video, sample 0 is at the time of the first frame. Channels are averaged, the rate converted by soxr.
-    warnings: receives sentences on damaged parts. Raises UserError: no such file, no audio track, nothing readable.
+    warnings: receives sentences on damaged parts. whole: refuse a file whose end is missing.
+    Raises UserError: no such file, no audio track, nothing readable.
     """
     parts = []
     for message, data in decode_in_child(path, {"what": "samples", "sample_rate": int(sample_rate)}):
         if "samples" in message:
             parts.append(np.frombuffer(data, "<f4"))
+        if whole and message.get("cut"):
+            raise UserError(f"{path} is cut off ({message['warning'].split(' (')[0]}); export it again")
         if "warning" in message and warnings is not None:
             warnings.append(message["warning"])
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)

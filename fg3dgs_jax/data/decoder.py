@@ -68,7 +68,7 @@ def video_stream(container: av.container.InputContainer) -> av.video.stream.Vide
 def probe(container: av.container.InputContainer) -> dict:
     """Size (after rotation), rates and duration as far as the header and the first frame tell."""
     stream = video_stream(container)
-    frame = next(decode(container, stream, lambda _: None), None)
+    frame = next(decode(container, stream, lambda *_: None), None)
     if frame is None:
         raise DecodeError("has a video stream in which no frame can be decoded; convert it to mp4 again")
     height, width = to_rgb(frame).shape[:2]
@@ -85,20 +85,23 @@ def probe(container: av.container.InputContainer) -> dict:
     }
 
 
-def decode(container, stream, warn: Callable[[str], None]) -> Iterator:
-    """Frames of a stream in presentation order. Damaged packets are skipped and counted in one warning."""
-    broken, first, last = 0, "", None
+def decode(container, stream, warn: Callable[[str, bool], None]) -> Iterator:
+    """Frames of a stream in presentation order. Damaged packets are skipped and counted in one warning.
+
+    warn: receives a sentence, and whether the end is missing.
+    """
+    broken, last, cut = 0, None, False
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets)
             broken += packet.is_corrupt  # cut short: a decoder would make up the rest of the picture
+            cut = packet.is_corrupt or (cut and not packet.size)  # the last one that holds anything
             frames = [] if packet.is_corrupt else packet.decode()
         except StopIteration:
             break
-        except FFmpegError as error:
+        except FFmpegError:
             broken += 1
-            first = first or str(error)
             if broken > 1000:
                 break
             continue
@@ -108,15 +111,26 @@ def decode(container, stream, warn: Callable[[str], None]) -> Iterator:
                 continue
             last = frame
             yield frame
-    expected = float((stream.duration or 0) * (stream.time_base or 0))
+    expected = said_duration(container, stream)
     got = (last.time or 0.0) - start_time(stream) if last is not None else 0.0
     kind = stream.type
-    if expected > 0 and got < expected - 0.5:
-        warn(
-            f"the {kind} ends after {got:.1f} s of {expected:.1f} s (the file is cut or damaged); the rest is left out"
-        )
+    short = expected > 0 and got < expected - 0.5
+    if short or cut:
+        of = f" of {expected:.1f} s" if short else ""
+        warn(f"the {kind} ends after {got:.1f} s{of} (the file is cut or damaged); the rest is left out", True)
     elif broken:
-        warn(f"{broken} damaged {kind} packets were skipped")
+        warn(f"{broken} damaged {kind} packets were skipped", False)
+
+
+def said_duration(container, stream) -> float:
+    """Seconds that the file says a stream lasts; 0 where it does not say so itself: FFmpeg then guesses."""
+    if container.format.name in ("aac", "mp3"):
+        with open(container.name.removeprefix("file:"), "rb") as file:
+            head = file.read(1 << 16)
+        if b"Xing" not in head and b"Info" not in head:
+            return 0.0
+    alone = container.duration / av.time_base if container.duration and len(container.streams) == 1 else 0.0
+    return float((stream.duration or 0) * (stream.time_base or 0)) or alone
 
 
 def start_time(stream) -> float:
@@ -182,8 +196,8 @@ def send(message: dict, data: np.ndarray | None = None) -> None:
     out.flush()
 
 
-def warn(text: str) -> None:
-    send({"warning": text})
+def warn(text: str, cut: bool) -> None:
+    send({"warning": text, "cut": cut})
 
 
 def send_frames(request: dict) -> None:

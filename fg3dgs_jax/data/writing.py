@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -63,6 +63,7 @@ def write_video(
     crf: int | None = None,
     metadata: dict[str, str] | None = None,
     synthetic: bool = True,
+    finish: Callable[[Path], None] | None = None,
 ) -> int:
     """Writes frames and sound in the format that the name's ending asks for; returns the number of frames.
 
@@ -70,7 +71,8 @@ def write_video(
       padded by one replicated pixel. Colours are BT.709, limited range.
     audio: f32 [n] in [-1, 1], mono at 16 kHz, or (samples, rate); cut or filled with silence to the frames' length.
     crf: lower is better and larger; None: the format's usual value.
-    synthetic: marks the file as synthetic media in its metadata. The file appears under its name only when complete.
+    synthetic: marks the file as synthetic media in its metadata.
+    finish: what else is done to the complete file. It appears under its name only then.
     """
     import av
 
@@ -91,6 +93,8 @@ def write_video(
             count = _encode(container, iter(frames), Fraction(fps).limit_denominator(1001), samples, rate, kind, crf)
         if count == 0:
             raise UserError(f"{path}: there is no frame to write")
+        if finish:
+            finish(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

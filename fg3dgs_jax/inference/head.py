@@ -314,7 +314,7 @@ class Head:
 
     def _ear(self, sound, gate: float | None) -> performance.Ear:
         if isinstance(sound, str | Path):
-            sound = audio_io.load_audio(sound)
+            sound = audio_io.load_audio(sound, whole=True)
         if isinstance(sound, np.ndarray) and sound.ndim == 3:
             return performance.Given(self.fitting(sound, "sound"), self.dataset.fps)
         return sound if hasattr(sound, "frames") else self.hear(sound, gate)

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from fg3dgs_jax.data import clip as clips
-from fg3dgs_jax.data import video, writing
+from fg3dgs_jax.data import credentials, video, writing
+from fg3dgs_jax.data.credentials import Credentials
 from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import paste, performance
@@ -32,6 +33,7 @@ class Output:
     crf: int | None = None  # default: the format's usual value
     background: str | None = None  # a picture's path or a colour #rrggbb in place of the clip's background
     paste_back: Path | None = None  # the video that the clip was cropped from
+    signing: Credentials | None = None  # who signs its content credentials
 
     @property
     def pictures(self) -> bool:
@@ -69,6 +71,8 @@ def check(output: Output) -> None:
         raise UserError(f"--crf: {path} keeps full quality and has no such number; leave it out")
     if output.crf is not None and not 0 <= output.crf <= kind.crf[1]:
         raise UserError(f"--crf {output.crf}: is not between 0 (best) and {kind.crf[1]}; {kind.crf[0]} is usual")
+    if output.signing and path.suffix.lower() not in credentials.KINDS:
+        raise UserError(f"--certificate: {path} cannot hold content credentials; write an .mp4 or a .mov")
     if output.paste_back and (output.size or output.background):
         raise UserError("--paste-back keeps the video's own size and background; leave out --size and --background")
     if output.paste_back:
@@ -148,7 +152,8 @@ def write(
         if output.pictures:
             count = writing.write_pictures(output.path, frames, fps, sound)
         else:
-            count = writing.write_video(output.path, frames, fps, sound, crf=output.crf)
+            finish = credentials.signer(output.signing) if output.signing else None
+            count = writing.write_video(output.path, frames, fps, sound, crf=output.crf, finish=finish)
     return Written(count, count / fps, float(np.median(spent[1:] or spent)))
 
 

@@ -52,8 +52,8 @@ def save(workdir: str | Path, step: int, state: Any, info: dict, *, keep: int = 
       info: JSON-able facts about the run, returned on restore; `restore_latest` compares them with its `expect`.
 
     Raises:
-      OSError: nothing is left of the new step and the older ones are untouched; ENOSPC when the disk is full, EDQUOT or EFBIG when
-        this user or this file may have no more of it.
+      OSError: nothing is left of the new step and the older ones are untouched; ENOSPC when the disk is full,
+        EDQUOT or EFBIG when this user or this file may have no more of it.
     """
     root = Path(workdir) / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
