@@ -118,3 +118,14 @@ def test_a_real_face_is_found_and_an_empty_picture_has_none():
     left, right, mouth, chin = points[0, [33, 263, 13, 152]]
     assert left[0] < mouth[0] < right[0] and max(left[1], right[1]) < mouth[1] < chin[1]
     assert 100 < mouth[0] < 300
+
+
+def test_what_a_model_says_while_it_loads_is_dropped(capfd):
+    """Only that: what is said before and after, and what Python raises, arrives."""
+    with pytest.raises(ValueError, match="broken"):
+        os.write(2, b"before\n")
+        with models.hushed():
+            os.write(2, b"chatter\n")
+            raise ValueError("broken")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "before\nafter\n"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from fg3dgs_jax.data.models import import_mediapipe
+from fg3dgs_jax.data.models import hushed, import_mediapipe
 from fg3dgs_jax.errors import UserError
 
 NUM_LANDMARKS, NUM_BLENDSHAPES = 478, 52
@@ -56,7 +56,9 @@ def landmarker(model: str | Path, faces: int = 1, blendshapes: bool = False) -> 
         num_faces=faces,
         output_face_blendshapes=blendshapes,
     )
-    with vision.FaceLandmarker.create_from_options(options) as detector:
+    with hushed():
+        made = vision.FaceLandmarker.create_from_options(options)
+    with made as detector:
         yield lambda image: detector.detect(
             mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(image))
         )

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from fg3dgs_jax.data import clip as clips
 from fg3dgs_jax.data.face import POINTS_68, ROW_CHIN, ROW_FOREHEAD
-from fg3dgs_jax.data.models import import_mediapipe
+from fg3dgs_jax.data.models import hushed, import_mediapipe
 from fg3dgs_jax.types import Label
 
 OVAL = np.array([
@@ -51,7 +51,9 @@ def person_segmenter(model: str | Path, part: int = 0) -> Iterator[Callable[[np.
     options = vision.ImageSegmenterOptions(
         base_options=BaseOptions(model_asset_path=str(model)), output_confidence_masks=True, output_category_mask=False
     )
-    with vision.ImageSegmenter.create_from_options(options) as segmenter:
+    with hushed():
+        made = vision.ImageSegmenter.create_from_options(options)
+    with made as segmenter:
 
         def segment(image: np.ndarray) -> np.ndarray:
             picture = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(image))

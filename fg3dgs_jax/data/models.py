@@ -1,6 +1,10 @@
 """MediaPipe's model files: where they come from, their licence, and whether they are whole."""
 
+import contextlib
 import hashlib
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,3 +57,17 @@ def import_mediapipe():
     except ImportError as error:
         raise UserError("mediapipe is not installed; pip install 'fg3dgs_jax[preprocess]'") from error
     return mediapipe
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Drops what is written to stderr below Python: MediaPipe's notes on loading a model, whose failures raise."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
