@@ -6,17 +6,11 @@
 #include "cuda_work.h"
 #include "dssim.h"
 #include "ffi_bind.h"
-#include "mlp.h"
 
 namespace py = pybind11;
 
 namespace fg3dgs {
 namespace {
-
-Executor make_executor(ffi::ThreadPool& pool) {
-  return {static_cast<int>(pool.num_threads()),
-          [&pool](std::function<void()> task) { pool.Schedule(std::move(task)); }};
-}
 
 // -> color [h, w, c], alpha [h, w], depth [h, w], radii [n], num_pairs []
 ffi::Error forward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, F32 opacities, F32 colors, F32 viewmat,
@@ -88,22 +82,12 @@ ffi::Error grid_backward_positions_cpu(ffi::ThreadPool pool, F32 tables, F32 pos
   return ffi::Error::Success();
 }
 
-// The network that fits the operands, or an error.
-ffi::Error make_mlp(ffi::Span<const int32_t> sizes, F32 x, int64_t weights, Mlp* m) {
-  const auto dims = x.dimensions();
-  *m = {sizes.begin(), static_cast<int>(sizes.size()) - 1, dims.size() == 2 ? dims[1] : -1};
-  const bool good = m->layers > 0 && m->layers <= kMostLayers && m->points >= 0 && dims[0] == sizes[0] &&
-                    *std::min_element(sizes.begin(), sizes.end()) > 0 && mlp_weights(*m) == weights;
-  return good ? ffi::Error::Success()
-              : ffi::Error(ffi::ErrorCode::kInvalidArgument, "mlp: operands have the wrong shapes");
-}
-
 // x [in, n], weights [sum of in * out] -> [out, n]
 ffi::Error mlp_forward_cpu(ffi::ThreadPool pool, F32 x, F32 weights, OutF32 out, ffi::Span<const int32_t> sizes) {
   Mlp m;
   ffi::Error error = make_mlp(sizes, x, size_of(weights), &m);
   if (error.failure()) return error;
-  mlp_forward(m, x.typed_data(), weights.typed_data(), out->typed_data(), make_executor(pool));
+  mlp_forward(m, nullptr, x.typed_data(), weights.typed_data(), out->typed_data(), make_executor(pool));
   return ffi::Error::Success();
 }
 
@@ -148,8 +132,8 @@ py::list registrations() {
       {"fg3dgs_grid_backward_tables", "cpu", kGridBackwardTablesCpu},
       {"fg3dgs_grid_backward_positions", "cpu", kGridBackwardPositionsCpu},
   };
-  const std::vector<Registration> cuda = cuda_registrations();
-  all.insert(all.end(), cuda.begin(), cuda.end());
+  for (const std::vector<Registration>& more : {frame_registrations(), cuda_registrations()})
+    all.insert(all.end(), more.begin(), more.end());
   py::list out;
   for (const Registration& r : all)
     out.append(py::make_tuple(r.name, r.platform, py::capsule(reinterpret_cast<void*>(r.handler))));
@@ -180,7 +164,7 @@ std::vector<Registration> cuda_registrations() { return {}; }
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of fg3dgs_jax, as XLA FFI targets.";
-  m.attr("INTERFACE") = 3;  // as in fg3dgs_jax/native.py
+  m.attr("INTERFACE") = 4;  // as in fg3dgs_jax/native.py
   m.def("registrations", &fg3dgs::registrations);
   m.def("cuda_workspace_bytes", &fg3dgs::cuda_workspace_bytes, py::arg("n"), py::arg("channels"), py::arg("sh_count"),
         py::arg("width"), py::arg("height"), py::arg("max_pairs"), py::arg("backward"), py::arg("deterministic"));

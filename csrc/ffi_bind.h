@@ -3,11 +3,13 @@
 
 #include "xla/ffi/api/ffi.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "grid.h"
+#include "mlp.h"
 #include "rasterize.h"
 
 namespace fg3dgs {
@@ -18,16 +20,21 @@ using F32 = ffi::Buffer<ffi::F32>;
 using OutF32 = ffi::Result<ffi::Buffer<ffi::F32>>;
 using OutI32 = ffi::Result<ffi::Buffer<ffi::S32>>;
 
-// Shapes were checked in Python; these checks only keep a wrong caller from reading out of bounds.
-inline ffi::Error make_scene(F32 means, F32 quats, F32 scales, F32 opacities, F32 colors, F32 viewmat, F32 intrinsics,
-                      F32 means2d, int64_t width, int64_t height, float near_plane, int64_t max_pairs,
-                      Scene* s) {
+inline Executor make_executor(ffi::ThreadPool& pool) {
+  return {static_cast<int>(pool.num_threads()),
+          [&pool](std::function<void()> task) { pool.Schedule(std::move(task)); }};
+}
+
+// Shapes were checked in Python; these checks only keep a wrong caller from reading out of bounds. A layer is a scene
+// of means, quats, scales, opacities and colours, without offsets and without a limit.
+inline ffi::Error make_layer(F32 means, F32 quats, F32 scales, F32 opacities, F32 colors, F32 viewmat, F32 intrinsics,
+                             int64_t width, int64_t height, float near_plane, Scene* s) {
   const int64_t n = static_cast<int64_t>(opacities.element_count());
   const auto size = [](const F32& b) { return static_cast<int64_t>(b.element_count()); };
   const auto dims = colors.dimensions();
   const bool sh = dims.size() == 3;
-  const bool good = size(means) == 3 * n && size(quats) == 4 * n && size(scales) == 3 * n && size(means2d) == 2 * n &&
-                    size(viewmat) == 16 && size(intrinsics) == 4 && (dims.size() == 2 || sh) && dims[0] == n &&
+  const bool good = size(means) == 3 * n && size(quats) == 4 * n && size(scales) == 3 * n && size(viewmat) == 16 &&
+                    size(intrinsics) == 4 && (dims.size() == 2 || sh) && dims[0] == n &&
                     (!sh || (dims[2] == 3 && (dims[1] == 1 || dims[1] == 4 || dims[1] == 9 || dims[1] == 16))) &&
                     dims[1] > 0 && width > 0 && height > 0 && width <= 65535 && height <= 65535 && n < (1LL << 29);
   if (!good) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rasterize: operands have the wrong shapes");
@@ -38,14 +45,27 @@ inline ffi::Error make_scene(F32 means, F32 quats, F32 scales, F32 opacities, F3
         colors.typed_data(),
         viewmat.typed_data(),
         intrinsics.typed_data(),
-        means2d.typed_data(),
+        nullptr,
         n,
         sh ? 3 : static_cast<int>(dims[1]),
         sh ? static_cast<int>(dims[1]) : 0,
         static_cast<int>(width),
         static_cast<int>(height),
         near_plane,
-        max_pairs};
+        -1};
+  return ffi::Error::Success();
+}
+
+inline ffi::Error make_scene(F32 means, F32 quats, F32 scales, F32 opacities, F32 colors, F32 viewmat, F32 intrinsics,
+                             F32 means2d, int64_t width, int64_t height, float near_plane, int64_t max_pairs,
+                             Scene* s) {
+  ffi::Error error = make_layer(means, quats, scales, opacities, colors, viewmat, intrinsics, width, height,
+                                near_plane, s);
+  if (error.failure()) return error;
+  if (static_cast<int64_t>(means2d.element_count()) != 2 * s->n)
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rasterize: operands have the wrong shapes");
+  s->means2d = means2d.typed_data();
+  s->max_pairs = max_pairs;
   return ffi::Error::Success();
 }
 
@@ -74,6 +94,16 @@ inline ffi::Error make_grid(ffi::Span<const int32_t> resolutions, int64_t log2_t
 }
 
 inline int64_t size_of(const F32& buffer) { return static_cast<int64_t>(buffer.element_count()); }
+
+// The network that fits the operands, or an error.
+inline ffi::Error make_mlp(ffi::Span<const int32_t> sizes, F32 x, int64_t weights, Mlp* m) {
+  const auto dims = x.dimensions();
+  *m = {sizes.begin(), static_cast<int>(sizes.size()) - 1, dims.size() == 2 ? dims[1] : -1};
+  const bool good = m->layers > 0 && m->layers <= kMostLayers && m->points >= 0 && dims[0] == sizes[0] &&
+                    *std::min_element(sizes.begin(), sizes.end()) > 0 && mlp_weights(*m) == weights;
+  return good ? ffi::Error::Success()
+              : ffi::Error(ffi::ErrorCode::kInvalidArgument, "mlp: operands have the wrong shapes");
+}
 
 // The attributes that every call on a grid carries.
 template <class Binding>
@@ -142,6 +172,9 @@ struct Registration {
   const char* platform;
   XLA_FFI_Handler* handler;
 };
+
+// What inference calls besides, on the CPU.
+std::vector<Registration> frame_registrations();
 
 // Empty in a module that was built without CUDA.
 std::vector<Registration> cuda_registrations();

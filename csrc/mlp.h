@@ -22,8 +22,8 @@ static inline int64_t mlp_weights(const Mlp& m) {
 }
 
 // x [in, points], weights: the kernels [size_i, size_i+1] one behind the other -> out [out, points]. ReLU between the
-// layers and none after the last, no biases.
-void mlp_forward(const Mlp&, const float* x, const float* weights, float* out, const Executor&);
+// layers and none after the last, no biases. `start` [size_1, points], unless null, is added to the first layer.
+void mlp_forward(const Mlp&, const float* start, const float* x, const float* weights, float* out, const Executor&);
 
 // d_out [out, points] -> d_x [in, points] and d_weights; the hidden layers are computed again. The bits of the sums over
 // the points do not depend on the number of threads.

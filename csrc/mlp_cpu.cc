@@ -35,21 +35,24 @@ struct Layers {
   std::vector<float> memory;
   float* layer[kMostLayers + 1];
 
-  explicit Layers(const Mlp& m) {
+  explicit Layers(const Mlp& m) : Layers(m.sizes, m.layers + 1) {}
+
+  Layers(const int32_t* sizes, int count) {
     int64_t rows = 0;
-    for (int i = 0; i <= m.layers; ++i) rows += m.sizes[i];
+    for (int i = 0; i < count; ++i) rows += sizes[i];
     memory.resize(rows * kMlpStride);
     float* next = memory.data();
-    for (int i = 0; i <= m.layers; ++i) {
+    for (int i = 0; i < count; ++i) {
       layer[i] = next;
-      next += int64_t{m.sizes[i]} * kMlpStride;
+      next += int64_t{sizes[i]} * kMlpStride;
     }
   }
 };
 
 }  // namespace
 
-void mlp_forward(const Mlp& m, const float* x, const float* weights, float* out, const Executor& executor) {
+void mlp_forward(const Mlp& m, const float* start, const float* x, const float* weights, float* out,
+                 const Executor& executor) {
   const int64_t passes = (m.points + kMlpPoints - 1) / kMlpPoints;
   const int64_t chunks = std::min(passes, kMostChunks);
   parallel_for(executor, chunks, [&](int, int64_t chunk) {
@@ -57,7 +60,8 @@ void mlp_forward(const Mlp& m, const float* x, const float* weights, float* out,
     for (int64_t pass = chunk * passes / chunks; pass < (chunk + 1) * passes / chunks; ++pass) {
       const int64_t first = pass * kMlpPoints, count = std::min<int64_t>(kMlpPoints, m.points - first);
       load(x, m.points, m.sizes[0], first, count, layers.layer[0]);
-      kernels().run(m, weights, m.layers, layers.layer);
+      if (start) load(start, m.points, m.sizes[1], first, count, layers.layer[1]);
+      kernels().run(m, start != nullptr, weights, m.layers, layers.layer);
       save(layers.layer[m.layers], m.points, m.sizes[m.layers], first, count, out);
     }
   });
@@ -74,7 +78,7 @@ void mlp_backward(const Mlp& m, const float* x, const float* weights, const floa
       const int64_t first = pass * kMlpPoints, count = std::min<int64_t>(kMlpPoints, m.points - first);
       load(x, m.points, m.sizes[0], first, count, layers.layer[0]);
       load(d_out, m.points, m.sizes[m.layers], first, count, up.layer[m.layers]);
-      kernels().run(m, weights, m.layers - 1, layers.layer);
+      kernels().run(m, false, weights, m.layers - 1, layers.layer);
       kernels().pull(m, weights, layers.layer, up.layer, sums.data() + chunk * size);
       save(up.layer[0], m.points, m.sizes[0], first, count, d_x);
     }
@@ -82,6 +86,22 @@ void mlp_backward(const Mlp& m, const float* x, const float* weights, const floa
   std::fill(d_weights, d_weights + size, 0.0f);
   for (int64_t chunk = 0; chunk < chunks; ++chunk)
     for (int64_t i = 0; i < size; ++i) d_weights[i] += sums[chunk * size + i];
+}
+
+void attend(const Attend& a, const AttendArrays& arrays, const Executor& executor) {
+  const int queries = a.heads * a.width;
+  const int32_t sizes[] = {queries, a.tokens * a.heads, a.hidden, a.second, a.last};
+  const int64_t passes = (a.points + kMlpPoints - 1) / kMlpPoints;
+  const int64_t chunks = std::min(passes, kMostChunks);
+  parallel_for(executor, chunks, [&](int, int64_t chunk) {
+    Layers rows(sizes, 5);
+    for (int64_t pass = chunk * passes / chunks; pass < (chunk + 1) * passes / chunks; ++pass) {
+      const int64_t first = pass * kMlpPoints, count = std::min<int64_t>(kMlpPoints, a.points - first);
+      load(arrays.queries, a.points, queries, first, count, rows.layer[0]);
+      kernels().attend(a, arrays, rows.layer);
+      save(rows.layer[4], a.points, a.last, first, count, arrays.out);
+    }
+  });
 }
 
 }  // namespace fg3dgs

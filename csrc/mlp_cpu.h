@@ -1,6 +1,7 @@
 // What the perceptron's driver and its kernels, one per instruction set, share.
 #pragma once
 
+#include "attend.h"
 #include "isa.h"
 #include "mlp.h"
 
@@ -10,10 +11,12 @@ constexpr int kMlpPoints = 256;               // per pass: its layers stay in th
 constexpr int kMlpStride = kMlpPoints + 16;   // rows do not all start in the same few sets of the first cache
 
 struct MlpKernels {
-  // Fills layers 1 to `count` of a pass from layer 0, each [size, kMlpStride].
-  void (*run)(const Mlp&, const float* weights, int count, float* const* layer);
+  // Fills layers 1 to `count` of a pass from layer 0, each [size, kMlpStride]; `onto` adds to what layer 1 holds.
+  void (*run)(const Mlp&, bool onto, const float* weights, int count, float* const* layer);
   // Gradients of a pass: `up` holds the last layer's and ends with the first's; the weights' are added.
   void (*pull)(const Mlp&, const float* weights, float* const* layer, float* const* up, float* d_weights);
+  // One pass: rows of queries, weights, hidden, second and last layer, in that order, each [size, kMlpStride].
+  void (*attend)(const Attend&, const AttendArrays&, float* const* rows);
 };
 
 FG_PER_ISA(extern const MlpKernels kMlpKernels;)

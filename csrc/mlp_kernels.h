@@ -7,13 +7,13 @@
 namespace fg3dgs {
 namespace FG_ISA {
 
-// `Rows` rows of out = matrix * in for `Vectors` vectors of points. Row r, column k of the matrix is at
+// `Rows` rows of out = matrix * in, or with Onto of out += matrix * in, for `Vectors` vectors of points. Row r, column k of the matrix is at
 // r * row + k * column; rows of `in` and `out` are kMlpStride apart.
-template <int Rows, int Vectors>
+template <bool Onto, int Rows, int Vectors>
 FG_INLINE void multiply_rows(const float* matrix, int64_t row, int64_t column, int depth, const float* in, float* out) {
   vf sums[Rows][Vectors];
   for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Vectors; ++v) sums[r][v] = zero();
+    for (int v = 0; v < Vectors; ++v) sums[r][v] = Onto ? load(out + r * kMlpStride + v * kWidth) : zero();
   for (int k = 0; k < depth; ++k) {
     vf x[Vectors];
     for (int v = 0; v < Vectors; ++v) x[v] = load(in + k * kMlpStride + v * kWidth);
@@ -28,15 +28,16 @@ FG_INLINE void multiply_rows(const float* matrix, int64_t row, int64_t column, i
 
 // out [rows, kMlpPoints] = matrix [rows, depth] * in [depth, kMlpPoints]. Six rows of two vectors: as many sums as AVX2
 // has registers for.
+template <bool Onto = false>
 inline void multiply(const float* matrix, int64_t row, int64_t column, int rows, int depth, const float* in,
                      float* out) {
   for (int p = 0; p < kMlpPoints; p += 2 * kWidth) {
     int r = 0;
     for (; r + 6 <= rows; r += 6)
-      multiply_rows<6, 2>(matrix + r * row, row, column, depth, in + p, out + r * kMlpStride + p);
+      multiply_rows<Onto, 6, 2>(matrix + r * row, row, column, depth, in + p, out + r * kMlpStride + p);
     for (; r + 2 <= rows; r += 2)
-      multiply_rows<2, 2>(matrix + r * row, row, column, depth, in + p, out + r * kMlpStride + p);
-    if (r < rows) multiply_rows<1, 2>(matrix + r * row, row, column, depth, in + p, out + r * kMlpStride + p);
+      multiply_rows<Onto, 2, 2>(matrix + r * row, row, column, depth, in + p, out + r * kMlpStride + p);
+    if (r < rows) multiply_rows<Onto, 1, 2>(matrix + r * row, row, column, depth, in + p, out + r * kMlpStride + p);
   }
 }
 
@@ -82,10 +83,11 @@ inline void mask(const float* hidden, float* gradient, int64_t count) {
   for (int64_t i = 0; i < count; ++i) gradient[i] = hidden[i] > 0.0f ? gradient[i] : 0.0f;
 }
 
-inline void run_layers(const Mlp& m, const float* weights, int count, float* const* layer) {
+inline void run_layers(const Mlp& m, bool onto, const float* weights, int count, float* const* layer) {
   for (int i = 0; i < count; ++i) {
     const int in = m.sizes[i], out = m.sizes[i + 1];
-    multiply(weights, 1, out, out, in, layer[i], layer[i + 1]);
+    const auto run = onto && i == 0 ? multiply<true> : multiply<false>;
+    run(weights, 1, out, out, in, layer[i], layer[i + 1]);
     if (i + 1 < m.layers) relu(layer[i + 1], int64_t{out} * kMlpStride);
     weights += int64_t{in} * out;
   }
@@ -102,7 +104,42 @@ inline void pull_layers(const Mlp& m, const float* weights, float* const* layer,
   }
 }
 
-const MlpKernels kMlpKernels = {run_layers, pull_layers};
+// Softmax over the tokens of one head's scores, for a vector of points: `keys` of a token are heads * width apart, its
+// weights `heads` rows.
+FG_INLINE void attend_head(const Attend& a, const float* keys, const float* queries, float* weights) {
+  constexpr float kLog2e = 1.44269504f;
+  vf scores[kMostTokens], top, total = zero();
+  for (int t = 0; t < a.tokens; ++t) {
+    const float* key = keys + t * a.heads * a.width;
+    vf sum = zero();
+    for (int c = 0; c < a.width; ++c) sum += key[c] * load(queries + c * kMlpStride);
+    scores[t] = sum * kLog2e;
+    top = t ? max(top, scores[t]) : scores[t];
+  }
+  for (int t = 0; t < a.tokens; ++t) {
+    scores[t] = exp2(max(scores[t] - top, broadcast(-126.0f)));
+    total += scores[t];
+  }
+  const vf share = 1.0f / total;
+  for (int t = 0; t < a.tokens; ++t) store(weights + t * a.heads * kMlpStride, scores[t] * share);
+}
+
+inline void run_attend(const Attend& a, const AttendArrays& arrays, float* const* rows) {
+  for (int h = 0; h < a.heads; ++h)
+    for (int p = 0; p < kMlpPoints; p += kWidth)
+      attend_head(a, arrays.keys + h * a.width, rows[0] + h * a.width * kMlpStride + p, rows[1] + h * kMlpStride + p);
+  for (int r = 0; r < a.hidden; ++r)
+    for (int p = 0; p < kMlpPoints; p += kWidth) store(rows[2] + r * kMlpStride + p, broadcast(arrays.bias[r]));
+  const int weights = a.tokens * a.heads;
+  multiply<true>(arrays.from_weights, weights, 1, a.hidden, weights, rows[1], rows[2]);
+  relu(rows[2], int64_t{a.hidden} * kMlpStride);
+  multiply(arrays.from_hidden, a.hidden, 1, a.second, a.hidden, rows[2], rows[3]);
+  multiply<true>(arrays.past_weights, weights, 1, a.second, weights, rows[1], rows[3]);
+  relu(rows[3], int64_t{a.second} * kMlpStride);
+  multiply(arrays.last, a.second, 1, a.last, a.second, rows[3], rows[4]);
+}
+
+const MlpKernels kMlpKernels = {run_layers, pull_layers, run_attend};
 
 }  // namespace FG_ISA
 }  // namespace fg3dgs

@@ -21,7 +21,7 @@ struct Scene {
   const float* colors;      // [n, channels], or [n, sh_count, 3]
   const float* viewmat;     // [4, 4] world to camera, OpenCV axes
   const float* intrinsics;  // fx, fy, cx, cy in pixels
-  const float* means2d;     // [n, 2] added to the projected means, pixels
+  const float* means2d;     // [n, 2] added to the projected means, pixels; null when painting
   int64_t n;
   int channels;  // of the image: 3 with spherical harmonics
   int sh_count;  // 0: plain colours; else 1, 4, 9 or 16 coefficients
@@ -35,6 +35,15 @@ struct Images {
   float* alpha;  // [height, width]
   float* depth;  // [height, width], premultiplied
 };
+
+// A finished picture, u8 [height, width, channels]: 3, or 4 with straight alpha.
+struct Canvas {
+  const uint8_t* backdrop;
+  uint8_t* out;
+  int channels;
+};
+
+constexpr int kMostLayersPainted = 16;
 
 struct ConstImages {
   const float* color;
@@ -56,5 +65,9 @@ struct Executor {
 const char* rasterize_forward(const Scene&, const Images&, int32_t* radii, int32_t* num_pairs, const Executor&);
 const char* rasterize_backward(const Scene&, const ConstImages& rendered, const ConstImages& cotangents,
                                const Gradients&, const Executor&);
+
+// Layers of three channels, front to back, each rendered for itself and laid over the next, the last over the backdrop.
+// The layers agree in camera, size and near plane; at most kMostLayersPainted. No limit to the pairs.
+const char* rasterize_paint(const Scene* layers, int count, const Canvas&, const Executor&);
 
 }  // namespace fg3dgs

@@ -51,13 +51,12 @@ int64_t project_all(const Work& w, int32_t* radii, const Executor& executor) {
   return total;
 }
 
-// Slots in the low half of each word, by depth and then by slot: a radix sort on the key bits that differ at all.
-uint64_t* sort_by_depth(const Work& w, Workspace& ws, int64_t* visible) {
-  uint64_t* from = ws.order.ensure(w.scene->n);
-  uint64_t* to = ws.order2.ensure(w.scene->n);
+// Slots of the chunks [first, last) in the low half of each word, by depth and then by slot: a radix sort on the key
+// bits that differ at all, in either of two buffers.
+uint64_t* sort_chunks(const Work& w, int64_t first, int64_t last, uint64_t* from, uint64_t* to, int64_t* visible) {
   int64_t n = 0;
   uint32_t low = ~0u, high = 0;
-  for (int64_t c = 0; c < num_chunks(*w.scene); ++c)
+  for (int64_t c = first; c < last; ++c)
     for (int64_t slot = c * kChunk, end = slot + w.chunk_count[c]; slot < end; ++slot) {
       const uint32_t key = w.keys[slot];
       low = std::min(low, key);
@@ -80,6 +79,11 @@ uint64_t* sort_by_depth(const Work& w, Workspace& ws, int64_t* visible) {
     std::swap(from, to);
   }
   return from;
+}
+
+uint64_t* sort_by_depth(const Work& w, Workspace& ws, int64_t* visible) {
+  const int64_t n = w.scene->n;
+  return sort_chunks(w, 0, num_chunks(*w.scene), ws.order.ensure(n), ws.order2.ensure(n), visible);
 }
 
 // Stable counting scatter of the sorted slots to their tiles. Ranges of the order work side by side, each with its own
@@ -186,6 +190,54 @@ const char* rasterize_forward(const Scene& s, const Images& out, int32_t* radii,
   float* space = ws->scratch.ensure(scratch * std::max(1, executor.num_threads));
   parallel_for(executor, num_tiles(w), [&](int worker, int64_t tile) {
     kernels().blend(w, out, static_cast<int>(tile), space + worker * scratch);
+  });
+  return nullptr;
+}
+
+const char* rasterize_paint(const Scene* layers, int count, const Canvas& canvas, const Executor& executor) {
+  int64_t first[kMostLayersPainted + 1] = {};  // chunk of each layer; they share records, but no chunk
+  for (int i = 0; i < count; ++i) first[i + 1] = first[i] + num_chunks(layers[i]);
+  Scene all = layers[0];
+  all.n = first[count] * kChunk;
+  Lease ws;
+  Work w = allocate(all, *ws);
+  const auto layer_of = [&](int64_t chunk) {
+    return static_cast<int>(std::upper_bound(first, first + count + 1, chunk) - first) - 1;
+  };
+  parallel_for(executor, first[count], [&](int, int64_t chunk) {
+    const int layer = layer_of(chunk);
+    Work own = w;
+    own.scene = &layers[layer];
+    own.records += first[layer] * kChunk * w.stride;
+    own.ids += first[layer] * kChunk;
+    own.keys += first[layer] * kChunk;
+    own.boxes += first[layer] * kChunk;
+    own.chunk_count += first[layer];
+    own.chunk_pairs += first[layer];
+    kernels().project(own, chunk - first[layer], nullptr);
+  });
+  int64_t pairs = 0;
+  for (int64_t c = 0; c < first[count]; ++c) pairs += w.chunk_pairs[c];
+  if (pairs > kMostPairs) return kTooManyPairs;
+
+  uint64_t* order = ws->order.ensure(all.n);
+  uint64_t* spare = ws->order2.ensure(all.n);
+  const uint64_t* sorted[kMostLayersPainted];
+  int64_t visible[kMostLayersPainted], total = 0;
+  parallel_for(executor, count, [&](int, int64_t i) {
+    const int64_t slot = first[i] * kChunk;
+    sorted[i] = sort_chunks(w, first[i], first[i + 1], order + slot, spare + slot, &visible[i]);
+  });
+  for (int i = 0; i < count; ++i) {
+    w.layer_end[i] = static_cast<uint32_t>(first[i + 1] * kChunk);
+    std::memmove(order + total, sorted[i], visible[i] * sizeof(uint64_t));  // layers before it end before its first slot
+    total += visible[i];
+  }
+  scatter_to_tiles(w, *ws, order, total, pairs, executor);
+  const int64_t scratch = round_up(scratch_floats(all.channels), 16);
+  float* space = ws->scratch.ensure(scratch * std::max(1, executor.num_threads));
+  parallel_for(executor, num_tiles(w), [&](int worker, int64_t tile) {
+    kernels().paint(w, canvas, static_cast<int>(tile), space + worker * scratch);
   });
   return nullptr;
 }

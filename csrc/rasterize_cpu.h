@@ -45,6 +45,7 @@ struct Work {
   int64_t* tile_start;    // [tiles + 1] into tile_items
   uint32_t* tile_items;   // slots, nearest first
   float* pair_gradients;  // [pairs, pair_stride], Gaussian by Gaussian
+  uint32_t layer_end[kMostLayersPainted];  // when painting: the slot behind each layer's last
 };
 
 struct Kernels {
@@ -53,6 +54,7 @@ struct Kernels {
   void (*blend_backward)(const Work&, const ConstImages& rendered, const ConstImages& cotangents, int tile,
                          float* scratch);
   void (*unproject)(const Work&, const Gradients&, int64_t chunk, double* camera_sums);
+  void (*paint)(const Work&, const Canvas&, int tile, float* scratch);
 };
 
 // Floats of 64-byte aligned scratch that one blending task needs: planes of 256 pixels, and a pair's sums.

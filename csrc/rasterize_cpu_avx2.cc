@@ -1,2 +1,2 @@
 #define FG_ISA avx2
-#include "rasterize_tiles.h"
+#include "rasterize_paint.h"

@@ -1,2 +1,2 @@
 #define FG_ISA baseline
-#include "rasterize_tiles.h"
+#include "rasterize_paint.h"

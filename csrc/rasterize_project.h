@@ -34,7 +34,7 @@ inline Lanes gather_lanes(const Scene& s, vi index) {
   for (int i = 0; i < 3; ++i) in.mean[i] = gather(s.means + i, 3 * index);
   for (int i = 0; i < 4; ++i) in.quat[i] = gather(s.quats + i, 4 * index);
   for (int i = 0; i < 3; ++i) in.scale[i] = gather(s.scales + i, 3 * index);
-  for (int i = 0; i < 2; ++i) in.offset[i] = gather(s.means2d + i, 2 * index);
+  for (int i = 0; i < 2; ++i) in.offset[i] = s.means2d ? gather(s.means2d + i, 2 * index) : zero();
   return in;
 }
 

@@ -54,7 +54,7 @@ struct Layer {
   vf dx, dy, exponent, alpha, weight, left;
 };
 
-FG_INLINE Layer blend_layer(const Splat& g, int part, int block, vf transmittance) {
+FG_INLINE Layer blend_layer(const Splat& g, int part, int block, vf transmittance, vf floor) {
   Layer o;
   o.dx = g.x[part] + kBlockX[block];
   o.dy = g.y[part] + kBlockY[block];
@@ -63,7 +63,7 @@ FG_INLINE Layer blend_layer(const Splat& g, int part, int block, vf transmittanc
   o.alpha = o.exponent >= kLog2MinAlpha ? alpha : zero();
   o.weight = o.alpha * transmittance;
   const vf left = transmittance - o.weight;
-  const vi goes_on = left >= kMinTransmittance;  // also false where it has stopped before
+  const vi goes_on = left >= floor;  // also false where it has stopped before
   o.weight = goes_on ? o.weight : zero();
   o.left = goes_on ? left : zero();
   return o;
@@ -121,7 +121,7 @@ void blend_tile(const Work& w, const Images& out, int tile, float* scratch) {
         uint32_t open = 0;
         for (int j = 0; j < kParts; ++j) {
           float* p = t.block(b) + j * kWidth;
-          const Layer o = blend_layer(g, j, b, load(p));
+          const Layer o = blend_layer(g, j, b, load(p), broadcast(kMinTransmittance));
           open |= bits_at_least(o.left, broadcast(kMinTransmittance));
           store(p, o.left);
           store(p + kBlockLanes, load(p + kBlockLanes) + o.weight);
@@ -146,7 +146,7 @@ template <int C>
 FG_INLINE uint32_t backward_layer(const Splat& g, const float* rec, int channels, int part, int block, float* p,
                                   vf* sums) {
   const vf transmittance = load(p);
-  const Layer o = blend_layer(g, part, block, transmittance);
+  const Layer o = blend_layer(g, part, block, transmittance, broadcast(kMinTransmittance));
   const vf ddepth = load(p + 3 * kBlockLanes);
   vf gain = load(p + 2 * kBlockLanes) + ddepth * rec[kZ];
   sums[6] += o.weight * ddepth;
@@ -240,8 +240,6 @@ inline void blend_backward(const Work& w, const ConstImages& rendered, const Con
       return blend_tile_backward<0>(w, rendered, cotangents, tile, scratch);
   }
 }
-
-const Kernels kKernels = {project_chunk, blend, blend_backward, unproject_chunk};
 
 }  // namespace FG_ISA
 }  // namespace fg3dgs

@@ -72,11 +72,29 @@ def multiply_reference(x: jax.Array, weights: jax.Array, sizes: tuple[int, ...])
 def multiply_onto(start: jax.Array, x: jax.Array, kernels: list[jax.Array]) -> jax.Array:
     """A perceptron whose first layer is there in part: last ... relu(start + kernels[0]^T x), f32 [out, N].
 
-    start f32 [hidden, N], x f32 [in, N], kernels f32 [in, hidden], .. [.., out], at least two.
+    start f32 [hidden, N], x f32 [in, N], kernels f32 [in, hidden], .. [.., out], at least two. For inference: the
+    native pass has no gradient.
     """
-    first, *others = kernels
-    hidden = jax.nn.relu(start + first.T @ x)
-    return multiply(hidden, pack(others), (first.shape[1], *(kernel.shape[1] for kernel in others)))
+    sizes = (len(kernels[0]), *(kernel.shape[1] for kernel in kernels))
+    return jax.lax.platform_dependent(
+        start,
+        x,
+        pack(kernels),
+        cpu=functools.partial(_native_onto, sizes=sizes),
+        default=functools.partial(multiply_onto_reference, sizes=sizes),
+    )
+
+
+def multiply_onto_reference(start: jax.Array, x: jax.Array, weights: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+    """`multiply_onto` in plain JAX, the specification."""
+    split = sizes[0] * sizes[1]
+    hidden = start + multiply_reference(x, weights[:split], sizes[:2])
+    return multiply_reference(jax.nn.relu(hidden), weights[split:], sizes[1:])
+
+
+def _native_onto(start: jax.Array, x: jax.Array, weights: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+    result = jax.ShapeDtypeStruct((sizes[-1], x.shape[1]), jnp.float32)
+    return native.call("fg3dgs_mlp_onto", [result], (start, x, weights), sizes=np.asarray(sizes, np.int32))[0]
 
 
 def _native_forward(x: jax.Array, weights: jax.Array, sizes: tuple[int, ...]) -> jax.Array:

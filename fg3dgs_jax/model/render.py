@@ -12,7 +12,8 @@ from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model import motion as motion_lib
 from fg3dgs_jax.model import talking_gaussian
 from fg3dgs_jax.model.hashgrid import GridSpec
-from fg3dgs_jax.rasterizer import rasterize
+from fg3dgs_jax.rasterizer import NEAR, rasterize
+from fg3dgs_jax.rasterizer import ffi as rasterizer_calls
 from fg3dgs_jax.types import Camera, Condition, Deltas, Gaussians, Rendered
 
 _CLEAR = 0.5 / 255.0  # alpha that files round to 0: the colour under it does not matter
@@ -161,8 +162,20 @@ def paint(
 ) -> jax.Array:
     """One finished frame, u8, of regions front to back: of each what `rasterize` takes first, means to SH colours.
 
-    Backdrop as in `draw`.
+    Backdrop as in `draw`. Every region is sorted and stops by itself, so regions that lie within each other show as FG
+    Eq. 14 has them. On a CPU one native pass over the tiles does it all, and no float picture is ever written.
     """
+    plain = functools.partial(paint_reference, options=options)
+    if options.backend == "reference" or options.max_pairs is not None:
+        return plain(regions, camera, backdrop)
+    native = functools.partial(rasterizer_calls.paint, near=NEAR)
+    return jax.lax.platform_dependent(list(regions), camera, backdrop, cpu=native, default=plain)
+
+
+def paint_reference(
+    regions: Sequence[tuple[jax.Array, ...]], camera: Camera, backdrop: jax.Array, options: RasterOptions = USUAL
+) -> jax.Array:
+    """`paint` layer by layer, the specification."""
     layers = [_rasterize(region, camera, None, options) for region in regions]
     lay = composite if backdrop.shape[-1] == 3 else cut_out
     color = lay(layers, backdrop.astype(jnp.float32) / 255.0)

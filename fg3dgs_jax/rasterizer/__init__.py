@@ -9,11 +9,12 @@ from fg3dgs_jax import native
 from fg3dgs_jax.rasterizer import ffi, reference
 from fg3dgs_jax.types import Array, Rendered
 
-__all__ = ["rasterize"]
+__all__ = ["NEAR", "rasterize"]
 
 BACKENDS = ("auto", "native", "reference")
 SH_COUNTS = (1, 4, 9, 16)  # coefficients of degrees 0 to 3
 MAX_SIDE = 65535  # pixels
+NEAR = 0.01  # world units
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -90,7 +91,7 @@ def rasterize(
     height: int,
     *,
     means2d: Array | None = None,
-    near: float = 0.01,
+    near: float = NEAR,
     max_pairs: int | None = None,
     backend: str = "auto",
     deterministic: bool = False,

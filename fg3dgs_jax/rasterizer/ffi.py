@@ -1,6 +1,7 @@
 """The native rasterizer as two JAX calls, forward and backward, each for the platform that it is lowered for."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fg3dgs_jax import native
-from fg3dgs_jax.types import Rendered
+from fg3dgs_jax.types import Camera, Rendered
 
 
 class Options(NamedTuple):
@@ -81,6 +82,13 @@ def forward(operands: tuple, options: Options) -> Rendered:
         jax.ShapeDtypeStruct((), jnp.int32),
     ]
     return Rendered(*_call(FORWARD, results, operands, options))
+
+
+def paint(regions: Sequence[tuple], camera: Camera, backdrop: jax.Array, near: float) -> jax.Array:
+    """A finished picture u8, on the CPU alone: see `model.render.paint`, whose arguments these are."""
+    operands = [backdrop, camera.viewmat, camera.intrinsics, *(array for region in regions for array in region)]
+    result = jax.ShapeDtypeStruct(backdrop.shape, jnp.uint8)
+    return native.call("fg3dgs_paint", [result], operands, near_plane=np.float32(near))[0]
 
 
 def backward(operands: tuple, options: Options, images: tuple, cotangents: tuple) -> tuple:
