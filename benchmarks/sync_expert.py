@@ -1,0 +1,75 @@
+"""How well an expert of `train_sync` tells sound in sync from sound moved by five frames.
+
+    python benchmarks/sync_expert.py --work DIR [--config.FIELD=VALUE ...] [CLIP CLIP CLIP]
+
+First on the procedural head: 120 s of it, the last fifth held out. Then each of the CLIPs (dataset folders of
+`preprocess`, or videos with --config.models=DIR) as a whole by an expert of the others: people it has never seen.
+"of a pair": the share of windows whose own sound fits better than the moved one; "of a single window": each judged
+alone. 95 % intervals come from a bootstrap of blocks of a second. Cases that are done in DIR are not trained again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import rasterizer as rasterizer_benchmark
+from rich.table import Table
+
+from fg3dgs_jax import cli, train_sync
+from fg3dgs_jax.data import synthetic
+from fg3dgs_jax.inference import console
+
+CONFIG = Path(__file__).parents[1] / "configs" / "sync.py"
+FRAMES, SIZE = 3000, 160
+
+
+def scored(folder: Path, argv: list[str]) -> dict:
+    """report.json of a `train_sync` run in `folder`."""
+    if not (folder / "report.json").exists():
+        code = cli.exit_code(train_sync.main, [f"--config={CONFIG}", f"--workdir={folder}", *argv])
+        if code:
+            raise SystemExit(code)
+    return json.loads((folder / "report.json").read_text())
+
+
+def cases(work: Path, clips: list[str], flags: list[str]) -> dict[str, dict]:
+    """Every case's report, by its name."""
+    head = work / "procedural"
+    if not (head / "meta.json").exists():
+        synthetic.make(head, FRAMES, SIZE)
+    found = {"procedural head": scored(work / "run-procedural", [*flags, str(head)])}
+    for clip in clips if len(clips) > 1 else []:
+        name = Path(clip).name
+        found[f"without {name}"] = scored(work / f"run-without-{name}", [*flags, f"--config.test={clip}", *clips])
+    return found
+
+
+def table(rows: list[dict]) -> Table:
+    shown = Table(title="in sync, or 5 frames off? accuracy with 95 % intervals", title_justify="left")
+    for name in ("expert", "clip", "what", "windows", "of a pair", "of a single window"):
+        shown.add_column(name)
+    for row in rows:
+        cells = ["{:.1f} % [{:.0f}, {:.0f}]".format(*(100 * v for v in row[name])) for name in ("pairs", "single")]
+        shown.add_row(row["expert"], row["clip"], row["what"], str(row["windows"]), *cells)
+    return shown
+
+
+def main() -> None:
+    """Prints a table and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for clips and runs")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sync_expert.json")
+    flags, rest = parser.parse_known_args()
+    fields = [text for text in rest if text.startswith("--")]
+    found = cases(flags.work, [text for text in rest if not text.startswith("--")], fields)
+    rows = [{"expert": expert, **score} for expert, report in found.items() for score in report["scores"]]
+    console.show(table(rows))
+    config = {k: v for k, v in next(iter(found.values()))["config"].items() if k not in ("test", "models")}
+    command = " ".join(["python benchmarks/sync_expert.py --work DIR", *fields, "CLIP ..."])
+    content = {"command": command, "machine": rasterizer_benchmark.machine(), "config": config, "rows": rows}
+    flags.out.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"wrote {flags.out}")
+
+
+if __name__ == "__main__":
+    main()
