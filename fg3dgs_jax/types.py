@@ -80,6 +80,8 @@ class Deltas:
     means: Array  # f32 [N, 3], world units
     quats: Array | None = None  # f32 [N, 4]; None: no rotation
     log_scales: Array | None = None  # f32 [N, 3]; None: no scaling
+    opacities: Array | None = None  # f32 [N], added to the logits; None: opacity persists (TG Eq. 4)
+    colors: Array | None = None  # f32 [N, 3], added to the constant SH coefficient; None: colour persists
 
 
 @flax.struct.dataclass

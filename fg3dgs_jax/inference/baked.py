@@ -28,6 +28,7 @@ from fg3dgs_jax.files import replacing
 from fg3dgs_jax.inference.heldout import Track, untracked
 from fg3dgs_jax.model import bake, motion, talking_gaussian
 from fg3dgs_jax.model import render as rendering
+from fg3dgs_jax.model.deltas import OUTPUTS
 from fg3dgs_jax.model.hashgrid import GridSpec
 
 FORMAT, VERSION = "fg3dgs_jax.baked", 1
@@ -112,7 +113,10 @@ def read(path: str | Path) -> tuple[rendering.HeadSpec, dict[str, bake.BakedRegi
 def read_spec(stored: Mapping) -> rendering.HeadSpec:
     """A HeadSpec from `dataclasses.asdict` of one that has been through JSON."""
     regions = tuple(
-        rendering.RegionSpec(**{**region, "grid": GridSpec(**region["grid"])}) for region in stored["regions"]
+        rendering.RegionSpec(
+            **{**region, "grid": GridSpec(**region["grid"]), "predicts": tuple(region.get("predicts", ()))}
+        )
+        for region in stored["regions"]
     )
     return rendering.HeadSpec(**{**stored, "regions": regions, "audio_shape": tuple(stored["audio_shape"])})
 
@@ -177,7 +181,7 @@ def _check_spec(spec: rendering.HeadSpec) -> None:
     good = (
         0 < len(grids) <= 8
         and len({region.name for region in spec.regions}) == len(grids)
-        and all(region.motion in kinds for region in spec.regions)
+        and all(region.motion in kinds and set(region.predicts) <= set(OUTPUTS) for region in spec.regions)
         and all(1 <= grid.levels <= 64 and grid.features == 1 and 0 < grid.log2_table <= 24 for grid in grids)
         and all(1 < side <= 1 << 14 for grid in grids for side in (grid.min_resolution, grid.max_resolution))
         and len(spec.audio_shape) == 2

@@ -18,10 +18,10 @@ from fg3dgs_jax.data.clip import tokens as token_rows
 from fg3dgs_jax.data.dataset import Dataset, open_dataset
 from fg3dgs_jax.data.legacy import LATE_FRAMES, as_released, read_array
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import baked, performance
+from fg3dgs_jax.inference import baked, cameras, performance
 from fg3dgs_jax.inference.control import Control
 from fg3dgs_jax.inference.control import plan as plan_of
-from fg3dgs_jax.inference.heldout import Render
+from fg3dgs_jax.inference.heldout import Render, Track, untracked
 from fg3dgs_jax.model import bake as baking
 from fg3dgs_jax.model import render as rendering
 from fg3dgs_jax.model import talking_gaussian
@@ -103,6 +103,8 @@ class Head:
         state, info = checkpoint.load_for_inference(workdir)
         spec = baked.read_spec(info["spec"])
         dataset = _dataset(data or info["data"], info["config"], spec, workdir)
+        if state.get("cameras"):
+            dataset = cameras.corrected(dataset, state["cameras"])
         _, motions = rendering.motion_structure(spec)
         params = {
             name: {"gaussians": types.Gaussians(**region["gaussians"]), "motion": _motion(region, motions[name])}
@@ -144,6 +146,10 @@ class Head:
     def render(self, condition: types.Condition, viewmat: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
         """One frame on the host, u8, shaped as the backdrop u8 [H, W, 3] or RGBA [H, W, 4]; viewmat f32 [4, 4]."""
         return np.asarray(self._frame(self._params, self._alive, condition, viewmat, backdrop))
+
+    def refine_poses(self, ids: Sequence[int] | np.ndarray, track: Track = untracked) -> tuple[Dataset, np.ndarray]:
+        """The dataset with the poses of frames `ids` fitted to their pictures, the mouth left out: `cameras.refine`."""
+        return cameras.refine(self.spec, self._params, self._alive, self.dataset, ids, track=track)
 
     def frozen(self, ids: Sequence[int] | None = None) -> Render:
         """A renderer whose head keeps the mean deltas of frames `ids` (default: up to 200 training frames)."""
@@ -324,7 +330,11 @@ def moved(gaussians: types.Gaussians, deltas: types.Deltas | None) -> types.Gaus
     """Raw Gaussians with one frame's motion put into them."""
     if deltas is None:
         return gaussians
-    changes = {"means": deltas.means, "quats": deltas.quats, "log_scales": deltas.log_scales}
+    changes = {
+        "means": deltas.means, "quats": deltas.quats, "log_scales": deltas.log_scales,
+        "logit_opacities": deltas.opacities, "sh": None if deltas.colors is None else deltas.colors[:, None]
+        * (np.arange(gaussians.sh.shape[1]) == 0)[:, None],
+    }  # fmt: skip
     return gaussians.replace(
         **{name: getattr(gaussians, name) + change for name, change in changes.items() if change is not None}
     )

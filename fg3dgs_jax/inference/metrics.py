@@ -125,18 +125,22 @@ def jitter(landmarks: np.ndarray, ids: np.ndarray) -> float:
     return float(np.sqrt(np.nanmean(squared))) if np.isfinite(squared).any() else float("nan")
 
 
+def block_rows(count: int, block: int, samples: int, seed: int) -> np.ndarray:
+    """Indices [samples, count] of moving-block resamples of `count` frames: blocks keep the likeness of neighbours."""
+    blocks = -(-count // block)
+    starts = np.random.default_rng(seed).integers(0, count - block + 1, (samples, blocks))
+    return (starts[..., None] + np.arange(block)).reshape(samples, -1)[:, :count]
+
+
 def _resampled_means(values: np.ndarray, block: int, samples: int, seed: int) -> np.ndarray:
-    """Means [samples, K] of moving-block resamples of values [T, K]: blocks keep the correlation of nearby frames.
+    """Means [samples, K] of moving-block resamples of values [T, K].
 
     One row of NaN for fewer values than two blocks: a block of everything would pretend certainty.
     """
     count = len(values)
     if count < 2 * block:
         return np.full((1, values.shape[1]), np.nan)
-    blocks = -(-count // block)
-    starts = np.random.default_rng(seed).integers(0, count - block + 1, (samples, blocks))
-    rows = (starts[..., None] + np.arange(block)).reshape(samples, -1)[:, :count]
-    return values[rows].mean(axis=1)
+    return values[block_rows(count, block, samples, seed)].mean(axis=1)
 
 
 def block_bootstrap(values: np.ndarray, block: int = 6, samples: int = 4000, seed: int = 0) -> Interval:

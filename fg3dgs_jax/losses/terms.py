@@ -54,7 +54,8 @@ class SnippetView:
 
 def _delta(name: str):
     def term(view: RegionView) -> jax.Array:
-        return image.mean_abs(None if view.deltas is None else getattr(view.deltas, name), view.alive)
+        values = None if view.deltas is None else getattr(view.deltas, name)
+        return image.mean_abs(values if values is None or values.ndim > 1 else values[:, None], view.alive)
 
     return term
 
@@ -78,6 +79,8 @@ REGION_TERMS = {
     "delta_means": _delta("means"),
     "delta_quats": _delta("quats"),
     "delta_log_scales": _delta("log_scales"),
+    "delta_opacities": _delta("opacities"),
+    "delta_colors": _delta("colors"),
     "lpips": _region_lpips,
 }
 

@@ -24,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fg3dgs_jax.model import deltas as delta_lib
 from fg3dgs_jax.model import render as rendering
 from fg3dgs_jax.model.attention import attend
 from fg3dgs_jax.model.hashgrid import encode_transposed
 from fg3dgs_jax.model.mlp import multiply_onto
-from fg3dgs_jax.model.motion import CURRENT, MEANS_SCALE
+from fg3dgs_jax.model.motion import CURRENT, MOUTH_SHARES
 from fg3dgs_jax.model.talking_gaussian import encode as encode_released
 from fg3dgs_jax.types import Array, Camera, Condition, Deltas, Gaussians
 
@@ -37,7 +38,6 @@ from fg3dgs_jax.types import Array, Camera, Condition, Deltas, Gaussians
 TOLERANCE = 3
 MIN_OPACITY = 1.0 / 255.0  # the rasterizer draws nothing fainter
 _MORTON_BITS = 10  # per axis
-_MOUTH_SHARES = np.float32([0.2, 1.0, 0.2])  # TG: inside the mouth x and z move a fifth as far as y
 # Parameters whose work is in the rows; the others fold a frame's condition.
 _SPENT = ("grid", "tables", "attend_audio", "attend_expression", "raw_scales")
 
@@ -65,7 +65,9 @@ def bake(spec: rendering.HeadSpec, params: Mapping[str, Mapping], alive: Mapping
     baked = {}
     for region in spec.regions:
         gaussians = jax.tree.map(np.asarray, params[region.name]["gaussians"])
-        kept = _kept(gaussians, np.asarray(alive[region.name]))
+        predicts = delta_lib.of(region.motion, region.predicts)
+        faintest = 0.0 if "opacities" in predicts else MIN_OPACITY  # what motion may bring out is kept
+        kept = _kept(gaussians, np.asarray(alive[region.name]), faintest)
         if not kept.size:
             raise ValueError(f"the region {region.name} shows no Gaussian")
         chosen = jax.tree.map(lambda x, k=kept: x[k], gaussians)
@@ -73,7 +75,7 @@ def bake(spec: rendering.HeadSpec, params: Mapping[str, Mapping], alive: Mapping
         if "raw_scales" in motion:  # the one parameter with a row per Gaussian
             motion["raw_scales"] = np.asarray(motion["raw_scales"])[kept]
         kind = _KINDS[region.motion]
-        shape = _activated(chosen, spec.sh_degree, kind.turning)
+        shape = _activated(chosen, spec.sh_degree, "quats" in predicts)
         rows = np.asarray(kind.rows(nnx.merge(graphs[region.name], motion), chosen.means))
         network = jax.tree.map(np.asarray, _without_spent(motion, np.zeros(0, np.float32)))
         baked[region.name] = BakedRegion(**shape, rows=rows, network=network)
@@ -148,11 +150,11 @@ def morton_order(points: np.ndarray) -> np.ndarray:
     return np.argsort(codes, kind="stable")
 
 
-def _kept(gaussians: Gaussians, alive: np.ndarray) -> np.ndarray:
-    """Slots of the Gaussians that can be seen, along a Morton curve."""
+def _kept(gaussians: Gaussians, alive: np.ndarray, faintest: float) -> np.ndarray:
+    """Slots of the Gaussians that can be seen, at least `faintest` opaque, along a Morton curve."""
     opacity = 1.0 / (1.0 + np.exp(-gaussians.logit_opacities.astype(np.float64)))
     finite = [np.isfinite(x).reshape(len(x), -1).all(1) for x in jax.tree.leaves(gaussians)]
-    slots = np.flatnonzero(alive & functools.reduce(np.logical_and, finite) & (opacity >= MIN_OPACITY))
+    slots = np.flatnonzero(alive & functools.reduce(np.logical_and, finite) & (opacity >= faintest))
     return slots[morton_order(gaussians.means[slots])] if slots.size else slots
 
 
@@ -181,9 +183,15 @@ def _moved(part: BakedRegion, deltas: Deltas) -> tuple[jax.Array, ...]:
         part.means + deltas.means,
         part.quats if deltas.quats is None else part.quats + deltas.quats,
         part.scales if deltas.log_scales is None else part.scales * jnp.exp(deltas.log_scales),
-        part.opacities,
-        part.sh,
+        part.opacities if deltas.opacities is None else _more_opaque(part.opacities, deltas.opacities),
+        part.sh if deltas.colors is None else part.sh.at[:, 0].add(deltas.colors),
     )
+
+
+def _more_opaque(opacities: jax.Array, change: jax.Array) -> jax.Array:
+    """Opacities [N] whose logits are moved by `change`: their odds are multiplied."""
+    odds = opacities * jnp.exp(change)
+    return odds / (odds + 1.0 - opacities)
 
 
 def _kernels(perceptron: Any) -> list[jax.Array]:
@@ -212,11 +220,13 @@ def _face_move(net: Any, rows: jax.Array, condition: Condition) -> Deltas:
     gates = _gates(net, condition)
     first, *others = _kernels(net.deform)
     share, vectors, raw = jnp.split(rows, np.cumsum([first.shape[1], len(gates)]))
-    out = multiply_onto(share, vectors, [gates[:, None] * first[-len(gates) :], *others])
-    scales = out[7:]
-    if _is_released(net):  # the eighth output, an opacity, is not used there either
-        scales = jnp.log(jax.nn.softplus(raw + scales[1:])) - jnp.log(jax.nn.softplus(raw))
-    return Deltas(means=MEANS_SCALE * out[:3].T, quats=out[3:7].T, log_scales=scales.T)
+    out = multiply_onto(share, vectors, [gates[:, None] * first[-len(gates) :], *others]).T
+    if not _is_released(net):
+        return delta_lib.split(out, net.predicts)
+    # the eighth output, an opacity, is not used there either
+    deltas = delta_lib.split(jnp.delete(out, 7, axis=1, assume_unique_indices=True), delta_lib.DEFORMATION)
+    scales = jnp.log(jax.nn.softplus(raw.T + deltas.log_scales)) - jnp.log(jax.nn.softplus(raw.T))
+    return deltas.replace(log_scales=scales)
 
 
 def _is_released(net: Any) -> bool:
@@ -232,8 +242,8 @@ def _gates(net: Any, condition: Condition) -> jax.Array:
     return jnp.concatenate([audio, net.expression(units[:-1]), units[-1:]])
 
 
-# TG's inside of the mouth: sound beside the position, a perceptron moves the means. Rows: the first layer's share of
-# the position.
+# TG's inside of the mouth: sound beside the position, a perceptron moves the means; eyes likewise by expression. Rows:
+# the first layer's share of the position.
 
 
 def _added_rows(net: Any, means: np.ndarray) -> jax.Array:
@@ -242,11 +252,12 @@ def _added_rows(net: Any, means: np.ndarray) -> jax.Array:
 
 
 def _added_move(net: Any, rows: jax.Array, condition: Condition) -> Deltas:
-    audio = net.audio(condition.audio)[1]
+    by_sound = hasattr(net, "audio")
+    given = net.audio(condition.audio)[1] if by_sound else net.expression(condition.expression)[1]
     first, *others = _kernels(net.deform)
-    heard = audio @ first[-len(audio) :]  # the same for all Gaussians
+    heard = given @ first[-len(given) :]  # the same for all Gaussians
     out = multiply_onto(rows, jnp.ones((1, rows.shape[1])), [heard[None], *others])
-    return Deltas(means=out.T * (MEANS_SCALE * _MOUTH_SHARES))
+    return delta_lib.split(out.T, getattr(net, "predicts", ("means",)), MOUTH_SHARES if by_sound else 1.0)
 
 
 # Eyes and mouth: gated cross-modal attention moves the means (FG Eq. 9-12). Rows: the queries.
@@ -266,20 +277,19 @@ def _attending_move(net: Any, rows: jax.Array, condition: Condition) -> Deltas:
         keys / math.sqrt(keys.shape[-1]),
         (up1.T @ reach, up1.T @ pooled),  # Eq. 11's first layer
         ((down1 @ up2).T, up2.T @ reach),  # its second and Eq. 12's first
-        MEANS_SCALE * (down2 @ last).T,
+        (down2 @ last).T,
     )
-    return Deltas(means=out.T)
+    return delta_lib.split(out.T, net.predicts)
 
 
 class _Kind(NamedTuple):
     rows: Callable[[Any, np.ndarray], jax.Array]  # (network, means [N, 3]) -> [R, N]
     move: Callable[[Any, jax.Array, Condition], Deltas]  # (network, rows, condition)
-    turning: bool  # whether motion turns and scales Gaussians
 
 
-_FACE, _ADDED = _Kind(_face_rows, _face_move, True), _Kind(_added_rows, _added_move, False)
-_ATTENDING = _Kind(_attending_rows, _attending_move, False)
+_FACE, _ADDED = _Kind(_face_rows, _face_move), _Kind(_added_rows, _added_move)
+_ATTENDING = _Kind(_attending_rows, _attending_move)
 _KINDS = {
-    "face": _FACE, "released_face": _FACE, "mouth_mlp": _ADDED, "released_mouth": _ADDED,
+    "face": _FACE, "released_face": _FACE, "mouth_mlp": _ADDED, "eyes_mlp": _ADDED, "released_mouth": _ADDED,
     "cross_audio": _ATTENDING, "cross_expression": _ATTENDING,
 }  # fmt: skip

@@ -79,13 +79,16 @@ def activate(
     SH coefficients [N, K, 3], zero above the active degree.
     """
     means, quats, log_scales = gaussians.means, gaussians.quats, gaussians.log_scales
+    logits, sh = gaussians.logit_opacities, gaussians.sh
     if deltas is not None:
         means = means + deltas.means
         quats = quats if deltas.quats is None else quats + deltas.quats
         log_scales = log_scales if deltas.log_scales is None else log_scales + deltas.log_scales
-    opacities = jnp.where(alive, jax.nn.sigmoid(gaussians.logit_opacities), 0.0)
-    in_use = _COEFFICIENT_DEGREE[: gaussians.sh.shape[1]] <= active_sh_degree
-    return means, quats, jnp.exp(log_scales), opacities, jnp.where(in_use[None, :, None], gaussians.sh, 0.0)
+        logits = logits if deltas.opacities is None else logits + deltas.opacities
+        sh = sh if deltas.colors is None else sh.at[:, 0].add(deltas.colors)
+    opacities = jnp.where(alive, jax.nn.sigmoid(logits), 0.0)
+    in_use = _COEFFICIENT_DEGREE[: sh.shape[1]] <= active_sh_degree
+    return means, quats, jnp.exp(log_scales), opacities, jnp.where(in_use[None, :, None], sh, 0.0)
 
 
 def accumulate(pool: Pool, means2d_grad: jax.Array, radii: jax.Array, width: int, height: int) -> Pool:

@@ -1,6 +1,6 @@
 """Networks that turn the condition of a frame (audio, expression) into the motion of a region's Gaussians.
 
-Four kinds, see `create`. Parameter paths, by which optimizers match (`*` stands for `kernel` and `bias`):
+Five kinds, see `create`. Parameter paths, by which optimizers match (`*` stands for `kernel` and `bias`):
 
     every kind         grid/tables
     face, cross_audio, mouth_mlp
@@ -12,6 +12,7 @@ Four kinds, see `create`. Parameter paths, by which optimizers match (`*` stands
                        gate/layer0..1/kernel  ffn1/layer0..1/kernel  ffn2/layer0..1/kernel  deform/layer0/kernel
     cross_expression   as cross_audio, with expression/layer0..1/* embed/* in place of audio/...
     mouth_mlp          deform/layer0..2/kernel
+    eyes_mlp           as mouth_mlp, with expression/layer0..1/* in place of audio/...
 
 All work in float32 at fixed shapes. Motion starts near zero, so that training starts from the static head. Inside, the
 Gaussians are the last axis, [features, N]: on a CPU the grid, the biggest matrix products' weight gradients and every
@@ -27,13 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fg3dgs_jax.model import deltas
 from fg3dgs_jax.model.hashgrid import GridSpec, TriPlaneGrid, draw_uniform, encode_transposed
 from fg3dgs_jax.model.mlp import MLP, Linear
 from fg3dgs_jax.types import Condition, Deltas
 
 NUM_TOKENS = 8  # frames [i-4, i+4)
 CURRENT = NUM_TOKENS // 2  # the token of frame i itself
-MEANS_SCALE = 1e-2  # world units per unit of network output (TG code; kept for FG's eyes and mouth)
+MOUTH_SHARES = np.float32([0.2, 1.0, 0.2])  # TG: inside the mouth x and z move a fifth as far as y
 _LEAK = 0.02
 _FEATURES = 32  # width of an audio token and of the cross-modal attention
 _HEADS = 4
@@ -41,7 +43,7 @@ _POSITION_LIMIT = 0.2
 _START = 1e-4  # variance of the last layer of eyes and mouth at the start, relative to a usual one's
 _TINY = 1e-12  # keeps the square root of a norm differentiable at zero
 
-KINDS = ("face", "cross_audio", "cross_expression", "mouth_mlp")
+KINDS = ("face", "cross_audio", "cross_expression", "mouth_mlp", "eyes_mlp")
 
 
 def _init_kernel(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -123,18 +125,20 @@ class FaceMotion(nnx.Module):
     """The low-frequency face: region attention gates the conditions, an MLP deforms (FG Eq. 6-8, TG Eq. 7)."""
 
     def __init__(
-        self, grid: GridSpec, audio_shape: tuple[int, int], expression_dim: int, *, rngs: nnx.Rngs, frozen_means=True
-    ):
+        self, grid: GridSpec, audio_shape: tuple[int, int], expression_dim: int, *, rngs: nnx.Rngs, frozen_means=True,
+        predicts: tuple[str, ...] = deltas.DEFORMATION,
+    ):  # fmt: skip
         self.frozen_means = frozen_means
+        self.predicts = predicts
         self.grid = TriPlaneGrid(grid, rngs=rngs)
         self.audio = AudioEncoder(audio_shape, rngs=rngs)
         self.expression = ExpressionEncoder(expression_dim, rngs=rngs)
         self.attend_audio = MLP((grid.output_dim, 32, _FEATURES), rngs=rngs)
         self.attend_expression = MLP((grid.output_dim, 16, expression_dim), rngs=rngs)
-        self.deform = MLP((grid.output_dim + _FEATURES + expression_dim, 64, 64, 10), rngs=rngs)
+        self.deform = MLP((grid.output_dim + _FEATURES + expression_dim, 64, 64, deltas.width(predicts)), rngs=rngs)
 
     def __call__(self, means: jax.Array, condition: Condition) -> tuple[Deltas, dict[str, Any]]:
-        """Canonical means f32 [N, 3] -> deltas of means, quaternions and log-scales.
+        """Canonical means f32 [N, 3] -> deltas, by default of means, quaternions and log-scales.
 
         aux: `audio_attention`, `expression_attention` f32 [N], the norms of each Gaussian's attention vectors.
         """
@@ -144,9 +148,11 @@ class FaceMotion(nnx.Module):
         to_audio = self.attend_audio(spatial)  # Eq. 6
         to_expression = jax.nn.relu(self.attend_expression(spatial))
         z = jnp.concatenate([spatial, to_audio * audio[:, None], to_expression * expression[:, None]])  # Eq. 7
-        out = self.deform(z).T  # Eq. 8; TG's eleventh output, an opacity that is never used, is left out
-        deltas = Deltas(means=MEANS_SCALE * out[:, :3], quats=out[:, 3:7], log_scales=out[:, 7:])
-        return deltas, {"audio_attention": _norm(to_audio), "expression_attention": _norm(to_expression)}
+        # Eq. 8; TG's eleventh output, an opacity that is never used, is left out
+        return deltas.split(self.deform(z).T, self.predicts), {
+            "audio_attention": _norm(to_audio),
+            "expression_attention": _norm(to_expression),
+        }
 
 
 class CrossModalAttention(nnx.Module):
@@ -194,10 +200,12 @@ class CrossModalMotion(nnx.Module):
     """
 
     def __init__(
-        self, modality: str, grid: GridSpec, condition_shape: Any, *, rngs: nnx.Rngs, frozen_means: bool = True
-    ):
+        self, modality: str, grid: GridSpec, condition_shape: Any, *, rngs: nnx.Rngs, frozen_means: bool = True,
+        predicts: tuple[str, ...] = ("means",),
+    ):  # fmt: skip
         self.modality = modality
         self.frozen_means = frozen_means
+        self.predicts = predicts
         self.grid = TriPlaneGrid(grid, rngs=rngs)
         if modality == "audio":
             self.audio = AudioEncoder(condition_shape, rngs=rngs)
@@ -208,16 +216,15 @@ class CrossModalMotion(nnx.Module):
         self.gate = MLP((_FEATURES, 16, 1), rngs=rngs)
         self.ffn1 = MLP((_FEATURES, 32, _FEATURES), rngs=rngs)
         self.ffn2 = MLP((_FEATURES, 32, _FEATURES), rngs=rngs)
-        self.deform = MLP((_FEATURES, 3), rngs=rngs, last_gain=_START)
+        self.deform = MLP((_FEATURES, deltas.width(predicts)), rngs=rngs, last_gain=_START)
 
     def __call__(self, means: jax.Array, condition: Condition) -> tuple[Deltas, dict[str, Any]]:
-        """Canonical means f32 [N, 3] -> deltas of the means. aux: `gate`, f32 [], this frame's lambda in (0, 1)."""
+        """Canonical means f32 [N, 3] -> deltas, by default of the means. aux: `gate`, f32 [], this frame's lambda."""
         tokens, pooled = self.hear(condition)
         gate = jax.nn.sigmoid(self.gate(pooled)[0])  # Eq. 9
         z = gate * self.attention(_spatial(self, means), tokens)  # Eq. 10
         hidden = self.ffn1(pooled[:, None] + z)  # Eq. 11
-        out = self.deform(self.ffn2(hidden + z)).T  # Eq. 12
-        return Deltas(means=MEANS_SCALE * out), {"gate": gate}
+        return deltas.split(self.deform(self.ffn2(hidden + z)).T, self.predicts), {"gate": gate}  # Eq. 12
 
     def hear(self, condition: Condition) -> tuple[jax.Array, jax.Array]:
         """The condition's tokens f32 [8, 32] and the vector f32 [32] that stands for the frame."""
@@ -227,40 +234,58 @@ class CrossModalMotion(nnx.Module):
         return tokens, tokens[CURRENT]
 
 
-class MouthMLPMotion(nnx.Module):
-    """TG's inside of the mouth: audio beside the spatial features, an MLP moves the means only."""
+class PlainMotion(nnx.Module):
+    """TG's inside of the mouth: audio beside the spatial features, an MLP moves the means only.
 
-    def __init__(self, grid: GridSpec, audio_shape: tuple[int, int], *, rngs: nnx.Rngs, frozen_means: bool = True):
+    modality "expression" is the same for eyes (FG without frequency-aware modelling); they move as far in every
+    direction.
+    """
+
+    def __init__(
+        self, modality: str, grid: GridSpec, condition_shape: Any, *, rngs: nnx.Rngs, frozen_means: bool = True,
+        predicts: tuple[str, ...] = ("means",),
+    ):  # fmt: skip
+        self.modality = modality
         self.frozen_means = frozen_means
+        self.predicts = predicts
         self.grid = TriPlaneGrid(grid, rngs=rngs)
-        self.audio = AudioEncoder(audio_shape, rngs=rngs)
-        self.deform = MLP((grid.output_dim + _FEATURES, 32, 32, 3), rngs=rngs, last_gain=_START)
+        if modality == "audio":
+            self.audio = AudioEncoder(condition_shape, rngs=rngs)
+        else:
+            self.expression = ExpressionEncoder(condition_shape, rngs=rngs)
+        given = _FEATURES if modality == "audio" else condition_shape
+        self.deform = MLP((grid.output_dim + given, 32, 32, deltas.width(predicts)), rngs=rngs, last_gain=_START)
 
     def __call__(self, means: jax.Array, condition: Condition) -> tuple[Deltas, dict[str, Any]]:
-        """Canonical means f32 [N, 3] -> deltas of the means; x and z move a fifth as far as y. aux is empty."""
-        _, audio = self.audio(condition.audio)
+        """Canonical means f32 [N, 3] -> deltas, by default of the means. aux is empty.
+
+        In the mouth x and z move a fifth as far as y.
+        """
+        heard = self.modality == "audio"
+        given = self.audio(condition.audio)[1] if heard else self.expression(condition.expression)[1]
         spatial = _spatial(self, means)
-        z = jnp.concatenate([spatial, jnp.broadcast_to(audio[:, None], (_FEATURES, means.shape[0]))])
-        return Deltas(means=self.deform(z).T * (MEANS_SCALE * jnp.asarray([0.2, 1.0, 0.2]))), {}
+        z = jnp.concatenate([spatial, jnp.broadcast_to(given[:, None], (len(given), means.shape[0]))])
+        return deltas.split(self.deform(z).T, self.predicts, MOUTH_SHARES if heard else 1.0), {}
 
 
 def create(
-    kind: str, grid: GridSpec, audio_shape: tuple[int, int], expression_dim: int, *, rngs: nnx.Rngs
-) -> nnx.Module:
-    """The motion network of a region: "face" (FG Eq. 6-8), "cross_audio" and "cross_expression" (FG Eq. 9-12) or
-    "mouth_mlp" (TG). audio_shape is (A, D) of one window, expression_dim E: see `types.Condition`.
+    kind: str, grid: GridSpec, audio_shape: tuple[int, int], expression_dim: int, *, rngs: nnx.Rngs,
+    predicts: tuple[str, ...] = (),
+) -> nnx.Module:  # fmt: skip
+    """The motion network of a region: "face" (FG Eq. 6-8), "cross_audio" and "cross_expression" (FG Eq. 9-12),
+    "mouth_mlp" (TG) or "eyes_mlp". audio_shape is (A, D) of one window, expression_dim E: see `types.Condition`.
 
+    predicts: names of `deltas.OUTPUTS`, none twice; empty: the face's whole deformation, elsewhere the means alone.
     Every network maps (means f32 [N, 3], Condition) to (Deltas, aux dict), and treats the means as constants.
     """
+    if kind not in KINDS:
+        raise ValueError(f"Unknown motion network {kind!r}; choose one of {', '.join(KINDS)}.")
+    predicts = deltas.of(kind, predicts)
     if kind == "face":
-        return FaceMotion(grid, audio_shape, expression_dim, rngs=rngs)
-    if kind == "cross_audio":
-        return CrossModalMotion("audio", grid, audio_shape, rngs=rngs)
-    if kind == "cross_expression":
-        return CrossModalMotion("expression", grid, expression_dim, rngs=rngs)
-    if kind == "mouth_mlp":
-        return MouthMLPMotion(grid, audio_shape, rngs=rngs)
-    raise ValueError(f"Unknown motion network {kind!r}; choose one of {', '.join(KINDS)}.")
+        return FaceMotion(grid, audio_shape, expression_dim, rngs=rngs, predicts=predicts)
+    modality, shape = ("audio", audio_shape) if kind in ("cross_audio", "mouth_mlp") else ("expression", expression_dim)
+    network = CrossModalMotion if kind.startswith("cross") else PlainMotion
+    return network(modality, grid, shape, rngs=rngs, predicts=predicts)
 
 
 def _spatial(module: Any, means: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ class RegionSpec:
     name: str
     motion: str
     grid: GridSpec
+    predicts: tuple[str, ...] = ()  # see `motion.create`; empty: what the kind usually does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,8 @@ def create_motions(spec: HeadSpec, seed: int) -> tuple[dict[str, nnx.GraphDef], 
 def _create(spec: HeadSpec, region: RegionSpec, rngs: nnx.Rngs) -> nnx.Module:
     if region.motion in talking_gaussian.KINDS:
         return talking_gaussian.create(region.motion, region.grid, spec.audio_shape, rngs=rngs)
-    return motion_lib.create(region.motion, region.grid, spec.audio_shape, spec.expression_dim, rngs=rngs)
+    given = (spec.audio_shape, spec.expression_dim)
+    return motion_lib.create(region.motion, region.grid, *given, rngs=rngs, predicts=region.predicts)
 
 
 @functools.lru_cache(maxsize=8)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fg3dgs_jax.model.deltas import MEANS_SCALE
 from fg3dgs_jax.model.hashgrid import PLANES, GridSpec
 from fg3dgs_jax.model.mlp import MLP
-from fg3dgs_jax.model.motion import CURRENT, MEANS_SCALE, AudioEncoder
+from fg3dgs_jax.model.motion import CURRENT, AudioEncoder
 from fg3dgs_jax.types import Condition, Deltas
 
 KINDS = ("released_face", "released_mouth")

@@ -19,7 +19,10 @@ def region(**fields) -> ConfigDict:
             "include": (),  # labels that belong to the region: head, hair, lips, inner_mouth, eyes, torso
             "exclude": (),  # labels that do not, even where one of the others is set
             "box": "",  # "lips" or "eyes": only pixels inside the mask or outside these boxes are judged
-            "motion": "face",  # motion network: face, cross_audio, cross_expression or mouth_mlp
+            "motion": "face",  # motion network: face, cross_audio, cross_expression, mouth_mlp or eyes_mlp
+            # What the network changes of a Gaussian: means, quats, log_scales, opacities, colors. (): what is usual,
+            # the first three in the face and the means alone elsewhere (FG Eq. 8, 12).
+            "predicts": (),
             "points": 2_000,  # Gaussians at the start
             "capacity": 16_384,  # Gaussians at most
             "grad_threshold": 2e-4,  # mean screen gradient (NDC) above which a Gaussian is cloned or split
@@ -80,6 +83,16 @@ def base() -> ConfigDict:
             # Noise on the audio features while their networks learn, in standard deviations of the features: on each
             # value, and on all of a frame's values together (loudness, for log-mel bands).
             "audio_noise": {"each": 0.0, "level": 0.0},
+            # Corrections of the measured poses, a rigid motion per frame, and of the focal length. Rates, at a stage's
+            # first step and its last: radians and head radii a visit of a frame, the focal length's logarithm a step.
+            "pose": {
+                "refine": False,
+                "stages": ("motion",),  # in which they learn; later ones keep them
+                "rate": (4e-3, 4e-4),
+                "focal_rate": (5e-5, 5e-6),  # (0.0, 0.0): the focal length stays
+                "smooth": 5.0,  # weight of the corrected poses' squared second differences
+                "near": 0.5,  # weight of the squared corrections: what no picture tells stays as measured
+            },
             "seed": 0,
             "schedule_scale": 1.0,
             "layers": (),  # names of the regions, front to back

@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 from fg3dgs_jax.data.dataset import Dataset, prefetch, snippet_starts
 from fg3dgs_jax.data.sampling import FrameSampler
 from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.model import cameras as camera_lib
 from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model.render import HeadSpec, RasterOptions, create_motions, motion_structure
-from fg3dgs_jax.training import checkpoint, judges, optim, seeds, stages
+from fg3dgs_jax.training import cameras, checkpoint, judges, optim, seeds, stages
 from fg3dgs_jax.training.previews import Preview
 from fg3dgs_jax.training.progress import Progress
 from fg3dgs_jax.training.signals import Interrupt, Stopped
@@ -86,6 +87,7 @@ def prepare(config: ConfigDict, dataset: Dataset, workdir: Path) -> Run:
     run = Run(config, dataset, workdir, spec, graphs, tasks, found, networks)
     for stage in found:
         _check_frames(dataset, stage)
+    stages.check_pose(config, found)
     fields = {field.name: 0 for field in dataclasses.fields(Gaussians)}
     for path in optim.paths({name: {"gaussians": fields, "motion": shapes[name]} for name in config.layers}):
         optim.group_of(path, plan(run, found[0], None).rates.groups)
@@ -121,7 +123,17 @@ def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
         options=RasterOptions(run.config.rasterizer.backend, max_pairs, run.config.rasterizer.deterministic),
         audio_noise=run.config.audio_noise.each * deviation,
         audio_level=run.config.audio_noise.level * deviation,
+        camera_rule=_camera_rule(run, stage),
     )
+
+
+def _camera_rule(run: Run, stage: stages.Stage) -> cameras.CameraRule | None:
+    """How the stage's cameras learn, or None where they do not."""
+    pose = run.config.pose
+    if not pose.refine or stage.name not in pose.stages:
+        return None
+    measured = camera_lib.accelerations(run.dataset.viewmats, run.dataset.extent)
+    return cameras.CameraRule(tuple(pose.rate), tuple(pose.focal_rate), pose.smooth, pose.near, measured)
 
 
 def first_state(run: Run) -> TrainState:
@@ -146,6 +158,7 @@ def first_state(run: Run) -> TrainState:
         key=jax.random.key_data(jax.random.key(run.config.seed)),
         trouble=jnp.zeros((), jnp.int32),
         pairs_needed=jnp.zeros((), jnp.int32),
+        cameras=cameras.init(run.dataset.num_frames) if run.config.pose.refine else None,
     )
 
 

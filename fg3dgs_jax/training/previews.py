@@ -11,7 +11,9 @@ from flax import nnx
 
 from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.model.render import HeadSpec, render_frame
+from fg3dgs_jax.training import cameras
 from fg3dgs_jax.training.state import TrainState
+from fg3dgs_jax.types import Camera
 
 NUM_FRAMES = 3
 
@@ -31,7 +33,8 @@ class Preview:
         alive = {name: pool.alive for name, pool in state.pools.items()}
         rows = []
         for index in self.frames:
-            frame, camera = self.dataset.frame(index), self.dataset.camera(index)
+            frame = cameras.applied(state.cameras, self.dataset.frame(index), self.dataset.extent)
+            camera = Camera(frame.viewmat, frame.intrinsics, self.dataset.width, self.dataset.height)
             picture = self.render(state.params, alive, frame.condition, camera, frame.backdrop, moving=moving)
             rows.append(np.hstack([frame.image, np.asarray(picture)]))
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,14 @@ Steps of a config are those of a full run; `schedule_scale` shortens every stage
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from fg3dgs_jax.data.sampling import Curriculum
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.losses.terms import FRAME_TERMS, NEEDS, REGION_TERMS, SNIPPET_TERMS
+from fg3dgs_jax.model.deltas import OUTPUTS
 from fg3dgs_jax.model.hashgrid import GridSpec
 from fg3dgs_jax.model.motion import KINDS
 from fg3dgs_jax.model.render import HeadSpec, RegionSpec
@@ -169,6 +170,25 @@ def stages(config: ConfigDict) -> tuple[Stage, ...]:
     return tuple(found)
 
 
+def check_pose(config: ConfigDict, found: Sequence[Stage]) -> None:
+    """Raises UserError where `config.pose` asks for what cannot be."""
+    pose, names = config.pose, {stage.name: stage for stage in found}
+    if not pose.refine:
+        return
+    for name in pose.stages:
+        if name not in names:
+            raise UserError(f"--config.pose.stages: no stage {name!r} runs; there are {', '.join(names)}.")
+        if names[name].frames > 1:
+            raise UserError(f"--config.pose.stages: {name!r} renders several frames a step; cameras learn from one.")
+    for field in ("rate", "focal_rate"):
+        ends = tuple(pose[field])
+        if (len(ends) != 2 or min(ends) <= 0.0) and not (field == "focal_rate" and ends == (0.0, 0.0)):
+            raise UserError(f"--config.pose.{field}={ends}: expected two rates above 0.")
+    for field in ("smooth", "near"):
+        if pose[field] < 0.0:
+            raise UserError(f"--config.pose.{field}={pose[field]}: a weight is 0 or above.")
+
+
 def _bits(names: tuple[str, ...], field: str) -> int:
     bits = 0
     for name in names:
@@ -203,6 +223,10 @@ def head_spec(config: ConfigDict, audio_shape: tuple[int, int], expression_dim: 
         region = config.regions[name]
         if region.motion not in KINDS:
             raise UserError(f"--config.regions.{name}.motion: {region.motion!r} is none of {', '.join(KINDS)}.")
+        if strange := [name for name in region.predicts if name not in OUTPUTS or region.predicts.count(name) > 1]:
+            raise UserError(
+                f"--config.regions.{name}.predicts: {strange[0]!r} is not one of {', '.join(OUTPUTS)}, or there twice."
+            )
         grid = GridSpec(
             levels=region.grid.levels,
             min_resolution=region.grid.min_resolution,
@@ -211,5 +235,5 @@ def head_spec(config: ConfigDict, audio_shape: tuple[int, int], expression_dim: 
             log2_table=region.grid.log2_table,
             bound=region.grid.bound * extent,
         )
-        regions.append(RegionSpec(name, region.motion, grid))
+        regions.append(RegionSpec(name, region.motion, grid, tuple(region.predicts)))
     return HeadSpec(tuple(regions), tuple(audio_shape), expression_dim, config.sh_degree)

@@ -4,6 +4,7 @@ import flax.struct
 import jax
 
 from fg3dgs_jax.model.gaussians import Pool
+from fg3dgs_jax.training.cameras import Cameras
 
 
 @flax.struct.dataclass
@@ -21,6 +22,7 @@ class TrainState:
     key: jax.Array  # u32 key data; every random draw is a function of (key, step)
     trouble: jax.Array  # i32 [], 0 or 1 + index of the loss term at fault, or PAIRS
     pairs_needed: jax.Array  # i32 [], tile-Gaussian pairs the troubled step asked for
+    cameras: Cameras | None = None  # corrections of the clip's cameras, where the config learns them
 
 
 PAIRS = 10_000  # `trouble` of a step that needed more pairs than `max_pairs`

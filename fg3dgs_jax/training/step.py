@@ -12,7 +12,7 @@ from flax import nnx
 from fg3dgs_jax.losses import terms as loss_terms
 from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model.render import HeadSpec, RasterOptions, move, render_region
-from fg3dgs_jax.training import optim
+from fg3dgs_jax.training import cameras, optim
 from fg3dgs_jax.training.optim import Rates
 from fg3dgs_jax.training.stages import RegionTask, Stage
 from fg3dgs_jax.training.state import PAIRS, TrainState
@@ -32,6 +32,7 @@ class Plan:
     options: RasterOptions = flax.struct.field(pytree_node=False)
     audio_noise: float = flax.struct.field(pytree_node=False, default=0.0)  # deviation, in units of the features
     audio_level: float = flax.struct.field(pytree_node=False, default=0.0)  # deviation of a shift common to a frame's
+    camera_rule: cameras.CameraRule | None = flax.struct.field(pytree_node=False, default=None)  # None: they stay
 
     @property
     def judges_frames(self) -> bool:
@@ -136,7 +137,7 @@ def see_frame(
     plan: Plan, params: Mapping, offsets: Mapping, state: TrainState, frame: Frame, judges: Mapping
 ) -> tuple[jax.Array, Seen, jax.Array | None]:
     """One frame rendered and judged: its loss, what was seen, and the picture f32 [H, W, 3] where it is looked at."""
-    frame = disturb(plan, state, frame)
+    frame = cameras.applied(state.cameras, disturb(plan, state, frame), plan.rates.extent, offsets.get(cameras.OFFSET))
     layers = render_layers(plan, params, offsets, state, frame)
     loss, terms, psnr, picture = judge(plan, layers, state, frame, judges)
     radii = {region.name: layer.rendered.radii for region, layer in zip(plan.spec.regions, layers, strict=True)}
@@ -193,6 +194,8 @@ def make_step(plan: Plan):
         state: TrainState, frame: Frame | Snippet, judges: Mapping | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         offsets = {name: jnp.zeros((pool.alive.shape[0], 2)) for name, pool in state.pools.items()}
+        if plan.camera_rule is not None:
+            offsets[cameras.OFFSET] = cameras.offset()
         grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
         (loss, seen), (grads, screen) = grad(state.params, offsets, state, frame, judges or {})
         trouble = _trouble(plan, seen.terms, (grads, screen), seen.pairs)
@@ -205,6 +208,10 @@ def make_step(plan: Plan):
             for name, pool in state.pools.items()
         }
         stepped = state.replace(step=state.step + 1, params=params, opt=opt, pools=pools)
+        if plan.camera_rule is not None:
+            rule = plan.camera_rule
+            seen_from = cameras.learn(state.cameras, frame.index, screen[cameras.OFFSET], progress, rule)
+            stepped = stepped.replace(cameras=seen_from)
         held = state.replace(
             trouble=jnp.where(state.trouble == 0, trouble, state.trouble).astype(jnp.int32),
             pairs_needed=jnp.where(state.trouble == 0, seen.pairs, state.pairs_needed).astype(jnp.int32),

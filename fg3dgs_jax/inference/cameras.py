@@ -1,0 +1,120 @@
+"""Cameras that training corrected, and poses of held-out frames found by the head itself.
+
+A measured pose is off by a pixel or so, which costs a sharp head more than a blurred one. Training corrects the frames
+it sees; a held-out frame gets what its neighbours' corrections have in common. To tell errors of the pose from errors
+of the head, its pose may be refined as well: on pixels outside the mouth only, so that nothing is learned of its lips.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fg3dgs_jax import types
+from fg3dgs_jax.data.clip import condition as condition_at
+from fg3dgs_jax.data.dataset import Dataset
+from fg3dgs_jax.inference.heldout import Track, untracked
+from fg3dgs_jax.model import cameras
+from fg3dgs_jax.model import render as rendering
+
+STEPS = 40  # of the refinement of one frame
+RATE = (3e-3, 2e-4)  # radians and head radii a step, the first and the last
+DECAYS = (0.8, 0.95)  # of Adam's moments: few steps
+MOUTH_MARGIN = 0.1  # of the lips' box, left out around it
+
+
+def corrected(dataset: Dataset, stored: Mapping[str, np.ndarray]) -> Dataset:
+    """The dataset seen through the cameras of a checkpoint's `training.cameras.Cameras`; see there."""
+    clip = dataset.clip
+    twists = cameras.filled(stored["twists"], np.asarray(stored["visits"]) > 0)
+    move = jax.jit(cameras.corrected, static_argnums=4)
+    viewmats, intrinsics = move(
+        jnp.asarray(clip.viewmats), jnp.asarray(clip.intrinsics), twists, stored["focal"][0], float(clip.extent)
+    )
+    return with_cameras(dataset, np.asarray(viewmats), np.asarray(intrinsics))
+
+
+def with_cameras(dataset: Dataset, viewmats: np.ndarray, intrinsics: np.ndarray | None = None) -> Dataset:
+    """The same clip with other cameras: viewmats f32 [T, 4, 4], intrinsics f32 [4]."""
+    intrinsics = dataset.intrinsics if intrinsics is None else intrinsics
+    return Dataset(dataclasses.replace(dataset.clip, viewmats=viewmats, intrinsics=intrinsics))
+
+
+def refine(
+    spec: rendering.HeadSpec,
+    params: Mapping[str, Mapping],
+    alive: Mapping[str, jax.Array],
+    dataset: Dataset,
+    ids: Sequence[int] | np.ndarray,
+    *,
+    steps: int = STEPS,
+    track: Track = untracked,
+) -> tuple[Dataset, np.ndarray]:
+    """The dataset with the poses of frames `ids` moved to where the head fits their pictures best.
+
+    Looked at are all pixels outside the lips' box, by mean absolute error. Params and alive as in
+    `render.render_frame`. Returns also the twists f32 [n, 6] that were found (`model.cameras`).
+    """
+    graphs, _ = rendering.motion_structure(spec)
+    fit = jax.jit(functools.partial(_fit, spec, graphs, float(dataset.extent), steps))
+    viewmats, twists = np.array(dataset.viewmats), []
+    for index in track(list(map(int, ids)), "poses"):
+        frame = dataset.frame(index)
+        weight = _outside(dataset.lips_box[index], dataset.height, dataset.width)
+        given = condition_at(dataset.audio_features, dataset.expression, index)
+        viewmat, twist = fit(params, alive, frame.replace(condition=given), weight)
+        viewmats[index] = viewmat
+        twists.append(np.asarray(twist))
+    return with_cameras(dataset, viewmats), np.stack(twists)
+
+
+def _outside(box: np.ndarray, height: int, width: int) -> np.ndarray:
+    """f32 [H, W]: 0 in the lips' box and a margin around it, 1 elsewhere."""
+    margin = round(MOUTH_MARGIN * int(box[1] - box[0]))
+    row0, row1, col0, col1 = (int(edge) for edge in box)
+    weight = np.ones((height, width), np.float32)
+    weight[max(row0 - margin, 0) : row1 + margin, max(col0 - margin, 0) : col1 + margin] = 0.0
+    return weight
+
+
+def _fit(spec, graphs, extent: float, steps: int, params, alive, frame: types.Frame, weight: jax.Array):
+    """The viewmat f32 [4, 4] and the twist [6] of the least error among `steps` steps of Adam from the given pose."""
+    target, backdrop = (jnp.asarray(image, jnp.float32) / 255.0 for image in (frame.image, frame.backdrop))
+    deltas = {
+        name: rendering.move(graph, params[name]["motion"], params[name]["gaussians"].means, frame.condition)[0]
+        for name, graph in graphs.items()
+    }
+    height, width = weight.shape
+
+    def place(twist):
+        return cameras.corrected(
+            jnp.asarray(frame.viewmat), jnp.asarray(frame.intrinsics), twist, jnp.zeros(()), extent
+        )
+
+    def error(twist):
+        camera = types.Camera(*place(twist), width, height)
+        layers = [
+            rendering.render_region(
+                params[r.name]["gaussians"], alive[r.name], deltas[r.name], camera, active_degree=spec.sh_degree
+            )
+            for r in spec.regions
+        ]
+        missed = jnp.abs(rendering.composite(layers, backdrop) - target).mean(-1)
+        return (missed * weight).sum() / weight.sum()
+
+    adam = optax.adam(optax.exponential_decay(RATE[0], steps, RATE[1] / RATE[0]), *DECAYS, eps=1e-12)
+
+    def step(carry, _):
+        twist, state, best = carry
+        value, slope = jax.value_and_grad(error)(twist)
+        best = jax.tree.map(lambda new, old: jnp.where(value < best[0], new, old), (value, twist), best)
+        change, state = adam.update(slope, state)
+        return (twist + change, state, best), None
+
+    start = jnp.zeros(cameras.SIZE)
+    (_, _, (_, twist)), _ = jax.lax.scan(step, (start, adam.init(start), (jnp.inf, start)), None, length=steps)
+    return place(twist)[0], twist
