@@ -17,7 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fg3dgs_jax import cli
-from fg3dgs_jax.data import audio, synthetic
+from fg3dgs_jax.data import audio, expressions, synthetic
 from fg3dgs_jax.data.dataset import Dataset, open_dataset
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import console, heldout, speech
@@ -29,6 +29,10 @@ from fg3dgs_jax.training.signals import Interrupt
 
 def find_dataset(config: ConfigDict, workdir: Path) -> Dataset:
     """The folder that the config names, or the procedural clip, made once in the working directory."""
+    return Dataset(expressions.prepared(_open(config, workdir).clip, **config.expression))
+
+
+def _open(config: ConfigDict, workdir: Path) -> Dataset:
     if config.data:
         return open_dataset(config.data, config.audio_features)
     if not config.synthetic.frames:

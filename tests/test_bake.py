@@ -21,7 +21,7 @@ from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import baked as files
 from fg3dgs_jax.inference.control import Control
 from fg3dgs_jax.inference.head import Head
-from fg3dgs_jax.model import bake, gaussians, render
+from fg3dgs_jax.model import bake, deltas, gaussians, render
 from fg3dgs_jax.model.hashgrid import GridSpec
 from fg3dgs_jax.model.talking_gaussian import FACE_GRID, MOUTH_GRID
 from fg3dgs_jax.types import Camera, Condition
@@ -32,6 +32,12 @@ HEADS = {
     "fg": (("face", "face"), ("mouth", "cross_audio"), ("eyes", "cross_expression")),
     "tg": (("face", "face"), ("mouth", "mouth_mlp")),
     "released": (("face", "released_face"), ("mouth", "released_mouth")),
+    "ablations": (
+        ("face", "face", (*deltas.DEFORMATION, "opacities", "colors")),
+        ("mouth", "mouth_mlp", ("opacities", "colors")),
+        ("eyes", "eyes_mlp", ()),
+        ("lips", "cross_audio", deltas.DEFORMATION),
+    ),
 }
 GRIDS = {"released_face": FACE_GRID, "released_mouth": MOUTH_GRID}
 
@@ -39,7 +45,7 @@ GRIDS = {"released_face": FACE_GRID, "released_mouth": MOUTH_GRID}
 def make(kinds, degree=1, seed=0):
     """(spec, params, alive) of a head of such kinds, with dead, faint and broken Gaussians in it."""
     rng = np.random.default_rng(seed)
-    regions = tuple(render.RegionSpec(name, kind, GRIDS.get(kind, GRID)) for name, kind in kinds)
+    regions = tuple(render.RegionSpec(name, kind, GRIDS.get(kind, GRID), *more) for name, kind, *more in kinds)
     spec = render.HeadSpec(regions, (4, 3), 6, degree)
     _, motions = render.motion_structure(spec)
     params, alive = {}, {}
@@ -99,16 +105,18 @@ def test_a_baked_head_moves_as_the_head(pair):
     for given in conditions(spec):
         wanted, moved = own(params, given), move(baked, given)
         for name, region in baked.items():
-            kept = bake._kept(params[name]["gaussians"], alive[name])
-            assert len(kept) == len(region.opacities) == 58  # 60 alive, one too faint, one not a number
-            for field in ("means", "quats", "log_scales"):
+            brightens = wanted[name].opacities is not None
+            kept = bake._kept(params[name]["gaussians"], alive[name], 0.0 if brightens else bake.MIN_OPACITY)
+            # 60 alive, one not a number, one too faint unless motion brings it out
+            assert len(kept) == len(region.opacities) == (59 if brightens else 58)
+            for field in ("means", "quats", "log_scales", "opacities", "colors"):
                 want, got = getattr(wanted[name], field), getattr(moved[name], field)
                 assert (want is None) == (got is None)
                 if want is not None:
                     want = np.asarray(want)[kept]
                     # Sums of up to 100 float32 products in another order.
                     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
-                    assert np.abs(want).max() > 1e-4
+                    assert np.abs(want).max() > 1e-4 or (field, name) == ("means", "mouth")  # of appearance alone
 
 
 @pytest.mark.parametrize("channels", [3, 4])

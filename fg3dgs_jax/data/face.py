@@ -142,13 +142,13 @@ def expression(blendshapes: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     for name in EXPRESSION_NAMES:
         if name == "gaze_x":  # MediaPipe's left eye is the subject's: on the image's right
             left = column["eyeLookOutLeft"] - column["eyeLookInLeft"]
-            track = _centred((left + column["eyeLookInRight"] - column["eyeLookOutRight"]) / 2)
+            track = centred((left + column["eyeLookInRight"] - column["eyeLookOutRight"]) / 2)
         elif name == "gaze_y":
             up, down = ((column[f"eyeLook{way}Left"] + column[f"eyeLook{way}Right"]) / 2 for way in ("Up", "Down"))
-            track = _centred(up - down)
+            track = centred(up - down)
         else:
             sides = [column[key] for key in (name, f"{name}Left", f"{name}Right") if key in column]
-            track = _normalised(np.mean(sides, axis=0), strong=99.0 if name == "eyeBlink" else 97.0)
+            track = normalised(np.mean(sides, axis=0), strong=99.0 if name == "eyeBlink" else 97.0)
         if name not in FAST and len(track) > 2:
             padded = np.pad(track, 1, mode="edge")
             track = 0.2 * padded[:-2] + 0.6 * track + 0.2 * padded[2:]
@@ -156,14 +156,17 @@ def expression(blendshapes: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     return np.stack(out, -1).astype(np.float32)
 
 
-def _normalised(track: np.ndarray, strong: float) -> np.ndarray:
-    rest, top = np.percentile(track, [10.0, strong])
+def normalised(track: np.ndarray, strong: float, among: np.ndarray | None = None) -> np.ndarray:
+    """A track [T] with the 10th percentile of the frames `among` (default: all) at 0 and the `strong` one at 1."""
+    rest, top = np.percentile(track if among is None else among, [10.0, strong])
     return np.clip((track - rest) / max(top - rest, MIN_SPREAD), 0.0, 1.2)
 
 
-def _centred(track: np.ndarray) -> np.ndarray:
-    middle = np.median(track)
-    return np.clip((track - middle) / max(np.percentile(np.abs(track - middle), 97), 2 * MIN_SPREAD), -1.5, 1.5)
+def centred(track: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
+    """A track [T] with the median of the frames `among` (default: all) at 0 and what is far from it at 1."""
+    known = track if among is None else among
+    middle = np.median(known)
+    return np.clip((track - middle) / max(np.percentile(np.abs(known - middle), 97), 2 * MIN_SPREAD), -1.5, 1.5)
 
 
 def jaw_opening(blendshapes: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

@@ -70,7 +70,7 @@ def write(path: str | Path, head: Any, *, track: Track = untracked) -> dict[str,
         "version": VERSION,
         "spec": dataclasses.asdict(head.spec),
         "clip": {name: getattr(clip, name) for name in FACTS},
-        "config": {name: head.config.get(name) for name in ("audio_features", "action_units")},
+        "config": {name: head.config.get(name) for name in ("audio_features", "action_units", "expression")},
         "run": head.run,
         "sha256": weights.digest(arrays),
     }

@@ -27,10 +27,15 @@ DECAYS = (0.8, 0.95)  # of Adam's moments: few steps
 MOUTH_MARGIN = 0.1  # of the lips' box, left out around it
 
 
-def corrected(dataset: Dataset, stored: Mapping[str, np.ndarray]) -> Dataset:
-    """The dataset seen through the cameras of a checkpoint's `training.cameras.Cameras`; see there."""
+def corrected(dataset: Dataset, stored: Mapping[str, np.ndarray], own: bool = True) -> Dataset:
+    """The dataset seen through the cameras of a checkpoint's `training.cameras.Cameras`; see there.
+
+    own: whether it is the dataset that was trained on; of another one only the focal length is corrected.
+    """
     clip = dataset.clip
-    twists = cameras.filled(stored["twists"], np.asarray(stored["visits"]) > 0)
+    twists = np.zeros((clip.num_frames, cameras.SIZE), np.float32)
+    if own:
+        twists = cameras.filled(stored["twists"], np.asarray(stored["visits"]) > 0)
     move = jax.jit(cameras.corrected, static_argnums=4)
     viewmats, intrinsics = move(
         jnp.asarray(clip.viewmats), jnp.asarray(clip.intrinsics), twists, stored["focal"][0], float(clip.extent)

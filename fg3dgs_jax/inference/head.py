@@ -11,7 +11,7 @@ import numpy as np
 
 from fg3dgs_jax import types
 from fg3dgs_jax.data import audio as audio_io
-from fg3dgs_jax.data import hearing, speech_models
+from fg3dgs_jax.data import expressions, hearing, speech_models
 from fg3dgs_jax.data.clip import TOKENS
 from fg3dgs_jax.data.clip import condition as condition_at
 from fg3dgs_jax.data.clip import tokens as token_rows
@@ -104,7 +104,7 @@ class Head:
         spec = baked.read_spec(info["spec"])
         dataset = _dataset(data or info["data"], info["config"], spec, workdir)
         if state.get("cameras"):
-            dataset = cameras.corrected(dataset, state["cameras"])
+            dataset = cameras.corrected(dataset, state["cameras"], info["dataset"] == dataset.fingerprint)
         _, motions = rendering.motion_structure(spec)
         params = {
             name: {"gaussians": types.Gaussians(**region["gaussians"]), "motion": _motion(region, motions[name])}
@@ -123,6 +123,8 @@ class Head:
     ) -> "Head":
         spec, regions, clip, facts = baked.read(path)
         dataset = _dataset(data, facts["config"], spec, path) if data else Dataset(clip)
+        if dataset.fingerprint == clip.fingerprint:  # its cameras may have been corrected
+            dataset = cameras.with_cameras(dataset, clip.viewmats, clip.intrinsics)
         run = {**facts["run"], "baked": str(path), "data": str(dataset.path)}
         run["trained_on_this_data"] &= clip.fingerprint == dataset.fingerprint
         head = cls(spec, regions, None, dataset, run, options)
@@ -345,6 +347,7 @@ def _dataset(path: str | Path, config: Mapping, spec: rendering.HeadSpec, head: 
     dataset = open_dataset(path, config.get("audio_features"))
     if config.get("action_units") == "raw":  # a converted head
         dataset = Dataset(as_released(dataset.clip, talking_gaussian.UNITS))
+    dataset = Dataset(expressions.prepared(dataset.clip, **config.get("expression") or {}))
     given = (dataset.audio_features.shape[1:], dataset.expression.shape[1])
     if given != (spec.audio_shape, spec.expression_dim):
         raise UserError(

@@ -83,6 +83,11 @@ def base() -> ConfigDict:
             # Noise on the audio features while their networks learn, in standard deviations of the features: on each
             # value, and on all of a frame's values together (loudness, for log-mel bands).
             "audio_noise": {"each": 0.0, "level": 0.0},
+            # Per-person ranges of expression coefficients, from training frames alone, and smoothing over time.
+            "expression": {
+                "normalise": False,  # also where the dataset has done so over the whole clip
+                "smooth": 0.0,  # frames, deviation of a Gaussian; lids and gaze stay sharp
+            },
             # Corrections of the measured poses, a rigid motion per frame, and of the focal length. Rates, at a stage's
             # first step and its last: radians and head radii a visit of a frame, the focal length's logarithm a step.
             "pose": {
