@@ -92,7 +92,7 @@ def prepared(name, dataset, workdir):
     config = load(name)
     for region in config.regions.values():
         region.update(points=60, capacity=128)
-        region.grid.update(levels=2, max_resolution=32, log2_table=8)
+        region.grid.update(levels=2, min_resolution=8, max_resolution=16, log2_table=10)
     return loop.prepare(config, dataset, workdir)
 
 
