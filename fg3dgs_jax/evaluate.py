@@ -28,6 +28,7 @@ import numpy as np
 
 from fg3dgs_jax import cli
 from fg3dgs_jax.data import audio
+from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.data.models import LANDMARKS, find_model
 from fg3dgs_jax.data.writing import write_video
 from fg3dgs_jax.errors import UserError
@@ -42,6 +43,7 @@ WEIGHTS = {
 }
 PAGES = ("tables.csv", "tables.md", "report.html")
 REFINED = "held-out frames, poses fitted outside the mouth"
+DRIVEN = "driven by"
 LOUD = 1e-3  # RMS below which a sound is silent
 
 
@@ -113,7 +115,7 @@ def main(argv: list[str]) -> int:
         tables[REFINED] = papers.table(refined, better, scores, networks, flags.models)
         console.show(console.score_table(scores))
     if sound is not None:
-        tables[f"driven by {flags.audio.name}"] = drive(head, sound, networks, flags.models, out)
+        tables[f"{DRIVEN} {flags.audio.name}"] = drive(head, sound, networks, flags.models, out)
     for title, table in tables.items():
         console.show(console.paper_table(title, table))
     if flags.probe:
@@ -123,17 +125,19 @@ def main(argv: list[str]) -> int:
         console.show(console.probe_table(report["probes"]))
     report["tables"] = tables
     heldout.write_json(out / "evaluation.json", report)
-    write_pages(out, f"{flags.workdir.name}, step {head.run['step']}", tables, report, frames, sound is not None)
+    write_pages(dataset, out, f"{flags.workdir.name}, step {head.run['step']}", tables, report, frames)
     print(f"wrote {', '.join(str(out / name) for name in (*heldout.OUTPUTS, *PAGES))}")
     return 0
 
 
-def write_pages(out: Path, title: str, tables: dict, report: dict, frames: heldout.Heldout, driven: bool) -> None:
+def write_pages(dataset: Dataset, out: Path, title: str, tables: dict, report: dict, frames: heldout.Heldout) -> None:
     """tables.csv, tables.md and report.html."""
+    driven = any(table.startswith(DRIVEN) for table in tables)
     videos = [out / "heldout.mp4", *([out / "driven.mp4"] if driven else [])]
     page.write_text(out / "tables.csv", page.to_csv(tables))
     page.write_text(out / "tables.md", page.to_markdown(tables))
-    page.write_text(out / "report.html", page.to_html(title, tables, report, frames, videos))
+    html = page.to_html(title, tables, report, frames, videos, lambda index: dataset.pictures(index).labels)
+    page.write_text(out / "report.html", html)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,11 @@ def differences(a, b, name=""):
         ("fg_no_fam", "fg", ("regions.mouth.motion", "regions.eyes.motion")),
         ("fg_no_hrpa", "fg", ("schedule", "stages.fusion.steps")),
         ("fg_high_all", "fg", ("regions.mouth.predicts", "regions.eyes.predicts")),
+        (
+            "fg_relocation",
+            "fg",
+            tuple(f"stages.{s}.{f}" for s in ("static", "motion") for f in ("densify.kind", "weights")),
+        ),
     ],
 )
 def test_a_row_changes_these_fields_alone(name, base, changes):

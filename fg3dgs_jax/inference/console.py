@@ -18,6 +18,7 @@ SCORES = (
     ("psnr_head", "PSNR head, dB", 2, "higher"),
     ("psnr_mouth", "PSNR mouth box, dB", 2, "higher"),
     ("psnr_eyes", "PSNR eye boxes, dB", 2, "higher"),
+    ("edge_error", "error at the outline, of 255", 2, "lower"),
     ("ssim", "SSIM frame", 3, "higher"),
     ("ssim_head", "SSIM head", 3, "higher"),
     ("lmd", "LMD, px", 2, "lower"),

@@ -18,7 +18,7 @@ from fg3dgs_jax.data.models import LANDMARKS, find_model
 from fg3dgs_jax.data.video import write_video
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.files import replacing
-from fg3dgs_jax.inference import metrics, pictures
+from fg3dgs_jax.inference import edges, metrics, pictures
 
 # (condition as numpy, viewmat f32 [4, 4], backdrop u8 [H, W, 3]) -> u8 [H, W, 3] on the host
 Render = Callable[[types.Condition, np.ndarray, np.ndarray], np.ndarray]
@@ -99,7 +99,8 @@ def score_pixels(dataset: Dataset, heldout: Heldout) -> dict[str, np.ndarray]:
     """Per-frame pixel scores, f64 [T] each: PSNR in dB, box errors in grey levels of 255."""
     rows = []
     for index, prediction, truth in zip(heldout.ids.tolist(), heldout.predictions, heldout.truth, strict=True):
-        head = (dataset.pictures(index).labels & types.Label.HEAD) > 0
+        labels = dataset.pictures(index).labels
+        head = (labels & types.Label.HEAD) > 0
         lips, eyes = dataset.lips_box[index], dataset.eye_boxes[index]
         rows.append(
             {
@@ -109,6 +110,7 @@ def score_pixels(dataset: Dataset, heldout: Heldout) -> dict[str, np.ndarray]:
                 "psnr_eyes": metrics.psnr_boxes(prediction, truth, eyes),
                 "mouth_error": metrics.box_error(prediction, truth, lips),
                 "eye_error": metrics.box_error(prediction, truth, eyes),
+                "edge_error": metrics.mask_error(prediction, truth, edges.band(labels)),
             }
         )
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}

@@ -62,6 +62,12 @@ def box_error(prediction: np.ndarray, truth: np.ndarray, boxes: np.ndarray) -> f
     return float(pixels.mean()) if pixels.size else float("nan")
 
 
+def mask_error(prediction: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+    """Mean absolute error over the pixels of a mask bool [H, W], grey levels of 255; NaN for no pixels."""
+    error = np.abs(prediction.astype(np.float32) - truth)[mask]
+    return float(error.mean()) if error.size else float("nan")
+
+
 def _blur(image: np.ndarray) -> np.ndarray:
     taps = cv2.getGaussianKernel(11, 1.5)
     return cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_CONSTANT)

@@ -5,7 +5,7 @@ import csv
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from fg3dgs_jax.files import replacing
-from fg3dgs_jax.inference import pictures
+from fg3dgs_jax.inference import edges, pictures
 from fg3dgs_jax.inference.papers import COLUMNS
 
 WORST = 4
@@ -156,9 +156,13 @@ def _offsets(table: Mapping[str, Any]) -> str:
 
 
 def to_html(
-    title: str, tables: Mapping[str, Mapping[str, Any]], report: Mapping[str, Any], heldout: Any, videos: Sequence[Path]
-) -> str:
-    """A page that needs nothing beside itself: tables, videos, curves over the held-out frames, and the worst ones."""
+    title: str, tables: Mapping[str, Mapping[str, Any]], report: Mapping[str, Any], heldout: Any,
+    videos: Sequence[Path], labels: Callable[[int], np.ndarray] | None = None,
+) -> str:  # fmt: skip
+    """A page that needs nothing beside itself: tables, videos, curves over the held-out frames, and the worst ones.
+
+    labels: frame number -> u8 [H, W], to show the head's outline enlarged.
+    """
     frames = report["frames"]
     ids = [frame["id"] for frame in frames]
     parts = [_table(name, table) for name, table in tables.items()]
@@ -180,9 +184,22 @@ def to_html(
     for i in worst:
         pair = pictures.side_by_side(heldout.truth[i], heldout.predictions[i], f"frame {ids[i]}")
         parts.append(f"<figure>{_picture(pair)}</figure>")
+    parts += _outlines(frames, heldout, labels) if labels else []
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     body = f"<h1>{html.escape(title)}</h1>{''.join(parts)}"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def _outlines(frames: Sequence[Mapping], heldout: Any, labels: Callable[[int], np.ndarray]) -> list[str]:
+    """Crops of the head's outline: of the frame where it is worst, and of the one in the middle by that error."""
+    order = np.argsort([frame["edge_error"] for frame in frames])
+    parts = ["<h2>The head's outline, ground truth above prediction</h2>"]
+    for i in (order[-1], order[len(order) // 2]):
+        crops = edges.sheet(heldout.truth[i], heldout.predictions[i], labels(frames[i]["id"]))
+        if crops is not None:
+            text = f"frame {frames[i]['id']}: error {frames[i]['edge_error']:.1f} of 255"
+            parts.append(f"<figure>{_picture(crops)}<figcaption>{text}</figcaption></figure>")
+    return parts
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fg3dgs_jax.losses import image, lpips, sync
-from fg3dgs_jax.types import Deltas
+from fg3dgs_jax.types import Deltas, Gaussians
 
 
 @flax.struct.dataclass
@@ -27,6 +27,7 @@ class RegionView:
     deltas: Deltas | None  # None while the head stands still
     alive: jax.Array  # bool [N]
     judges: Mapping[str, Any]  # pretrained networks by the names in NEEDS
+    gaussians: Gaussians | None = None  # as they are at rest
     # Of the pixels that the means are taken over, the share that is here; prediction and target agree on all others.
     share: float = flax.struct.field(pytree_node=False, default=1.0)
 
@@ -60,6 +61,14 @@ def _delta(name: str):
     return term
 
 
+def _opacity(view: RegionView) -> jax.Array:
+    return image.mean_abs(jax.nn.sigmoid(view.gaussians.logit_opacities)[:, None], view.alive)
+
+
+def _scale(view: RegionView) -> jax.Array:
+    return image.mean_abs(jnp.exp(view.gaussians.log_scales), view.alive)
+
+
 def _frame_lpips(view: FrameView) -> jax.Array:
     judge = view.judges["lpips"]
     return lpips.patches(judge, view.prediction, view.target, view.head, view.key, PATCHES, PATCH_EDGE)
@@ -81,6 +90,8 @@ REGION_TERMS = {
     "delta_log_scales": _delta("log_scales"),
     "delta_opacities": _delta("opacities"),
     "delta_colors": _delta("colors"),
+    "opacity": _opacity,  # mean opacity, and mean scale in world units: what nothing needs fades (3DGS as MCMC)
+    "scale": _scale,
     "lpips": _region_lpips,
 }
 

@@ -5,7 +5,7 @@ Every array keeps its length, the capacity; an alive mask says which slots are i
 and one that has become transparent or too large is removed. Departures: the freed slots are taken again in the same
 call, and where slots are short the Gaussians that are pulled hardest come first.
 
-Statistics and optimizer moments travel with the parameters through one helper, `_place`. Dead slots hold finite values
+Statistics and optimizer moments travel with the parameters through one helper, `place`. Dead slots hold finite values
 and get opacity 0, so nothing reaches them and no gradient of theirs is NaN.
 """
 
@@ -144,8 +144,8 @@ def densify_and_prune(
     source, new = _allot(pulled & kept, gradient, kept)
     split = _is_parent(source, new) & large
     child = split | (new & large[source])
-    moments = _place(moments, source, cleared=new | child)
-    gaussians = _split_children(key, _place(gaussians, source), child)
+    moments = place(moments, source, cleared=new | child)
+    gaussians = _split_children(key, place(gaussians, source), child)
     alive = kept | new
 
     metrics = {
@@ -156,7 +156,7 @@ def densify_and_prune(
         "alive": alive.sum(),
     }
     metrics = {name: value.astype(jnp.int32) for name, value in metrics.items()}
-    return gaussians, moments, _fresh_pool(alive), metrics
+    return gaussians, moments, fresh_pool(alive), metrics
 
 
 def reset_opacity(gaussians: Gaussians, moments: Any, value: float) -> tuple[Gaussians, Any]:
@@ -205,7 +205,7 @@ def _is_parent(source: jax.Array, new: jax.Array) -> jax.Array:
     return jnp.zeros(capacity, bool).at[jnp.where(new, source, capacity)].set(True, mode="drop")
 
 
-def _place(tree: Any, source: jax.Array, cleared: jax.Array | None = None) -> Any:
+def place(tree: Any, source: jax.Array, cleared: jax.Array | None = None) -> Any:
     """The one mover: fill every slot of every array from `source`, zero where `cleared`. Scalars stay."""
 
     def move(leaf):
@@ -222,14 +222,14 @@ def _place(tree: Any, source: jax.Array, cleared: jax.Array | None = None) -> An
 def _split_children(key: jax.Array, gaussians: Gaussians, child: jax.Array) -> Gaussians:
     """Draw the children's means from the parent they are still a copy of, and shrink them (3DGS)."""
     local = jax.random.normal(key, gaussians.means.shape) * jnp.exp(gaussians.log_scales)
-    means = gaussians.means + _rotate(gaussians.quats, local)
+    means = gaussians.means + rotate(gaussians.quats, local)
     return gaussians.replace(
         means=jnp.where(child[:, None], means, gaussians.means),
         log_scales=gaussians.log_scales - jnp.where(child[:, None], math.log(_SPLIT_SHRINK), 0.0),
     )
 
 
-def _rotate(quats: jax.Array, vectors: jax.Array) -> jax.Array:
+def rotate(quats: jax.Array, vectors: jax.Array) -> jax.Array:
     """Rotate vectors f32 [N, 3] by quaternions f32 [N, 4] wxyz of any length."""
     unit = quats / jnp.maximum(jnp.linalg.norm(quats, axis=-1, keepdims=True), 1e-12)
     w, axis = unit[:, :1], unit[:, 1:]
@@ -237,7 +237,7 @@ def _rotate(quats: jax.Array, vectors: jax.Array) -> jax.Array:
     return vectors + 2.0 * (w * cross + jnp.cross(axis, cross))
 
 
-def _fresh_pool(alive: jax.Array) -> Pool:
+def fresh_pool(alive: jax.Array) -> Pool:
     """Empty statistics around an alive mask."""
     return Pool(alive, *(jnp.zeros(alive.shape, jnp.float32) for _ in range(3)))
 

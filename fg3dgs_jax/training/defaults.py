@@ -19,6 +19,9 @@ def region(**fields) -> ConfigDict:
             "include": (),  # labels that belong to the region: head, hair, lips, inner_mouth, eyes, torso
             "exclude": (),  # labels that do not, even where one of the others is set
             "box": "",  # "lips" or "eyes": only pixels inside the mask or outside these boxes are judged
+            # Pixels outside the head in which a region without boxes is not judged by itself: its soft edge may reach
+            # out, and what shows between mask and edge is left to stages that judge the finished frame.
+            "free": 0,
             "motion": "face",  # motion network: face, cross_audio, cross_expression, mouth_mlp or eyes_mlp
             # What the network changes of a Gaussian: means, quats, log_scales, opacities, colors. (): what is usual,
             # the first three in the face and the means alone elsewhere (FG Eq. 8, 12).
@@ -43,6 +46,9 @@ def densify(**fields) -> ConfigDict:
     """Growing and shrinking of the pools, in steps of the stage; `every` 0 turns it off."""
     return ConfigDict(
         {
+            # "classic": clone, split and prune by thresholds (3DGS). "relocation": faint Gaussians move to opaque ones,
+            # and pools grow to their capacity, which is the budget (3DGS as MCMC); wants the weights opacity and scale.
+            "kind": "classic",
             "start": 500,
             "stop": 45_000,
             "every": 100,
@@ -51,6 +57,9 @@ def densify(**fields) -> ConfigDict:
             "min_opacity": (0.05, 0.05),
             "max_radius": 0.0,
             "max_scale": 0.5,
+            "growth": 0.05,  # relocation, from here on: the share by which a pool grows a round
+            "faint": 0.005,  # opacity below which a Gaussian is put elsewhere
+            "noise": 5e5,  # of the means of faint ones, times their learning rate
             **fields,
         }
     )

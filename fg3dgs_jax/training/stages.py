@@ -19,6 +19,8 @@ from fg3dgs_jax.model.motion import KINDS
 from fg3dgs_jax.model.render import HeadSpec, RegionSpec
 from fg3dgs_jax.types import Label
 
+KINDS_OF_DENSIFYING = ("classic", "relocation")
+
 log = logging.getLogger(__name__)
 
 
@@ -34,6 +36,7 @@ class RegionTask:
     exclude: int
     box: str
     crop: tuple[int, int]  # rows, columns
+    free: int  # pixels outside the head in which nothing is judged, of a region without boxes
     grad_threshold: float  # mean screen gradient in NDC units above which a Gaussian is cloned or split
 
 
@@ -48,6 +51,10 @@ class Densify:
     min_opacity: tuple[float, float]  # prune below, from start to stop
     max_radius: float  # prune above, pixels at 512; 0: never
     max_scale: float  # prune above, in extents; 0: never
+    kind: str = "classic"
+    growth: float = 0.0  # relocation: share by which a pool grows a round, up to its capacity
+    faint: float = 0.0  # relocation: opacity below which a Gaussian is put elsewhere
+    noise: float = 0.0  # relocation: of the means of faint Gaussians, in units of their learning rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +93,10 @@ def _densify(config: ConfigDict, scale: float) -> Densify | None:
         min_opacity=tuple(config.min_opacity),
         max_radius=config.max_radius,
         max_scale=config.max_scale,
+        kind=config.kind,
+        growth=config.growth,
+        faint=config.faint,
+        noise=config.noise,
     )
 
 
@@ -103,6 +114,8 @@ def _check(config: ConfigDict, name: str) -> None:
     if name not in config.stages:
         raise UserError(f"--config.schedule names the stage {name!r}, which --config.stages does not define.")
     entry, field = config.stages[name], f"--config.stages.{name}"
+    if entry.densify.kind not in KINDS_OF_DENSIFYING:
+        raise UserError(f"{field}.densify.kind: {entry.densify.kind!r} is none of {', '.join(KINDS_OF_DENSIFYING)}.")
     known = {*REGION_TERMS, *FRAME_TERMS, *(SNIPPET_TERMS if entry.frames > 1 else ())}
     for term in entry.weights:
         if term not in known:
@@ -206,11 +219,14 @@ def tasks(config: ConfigDict, crops: Mapping[str, tuple[int, int]]) -> dict[str,
         field = f"--config.regions.{name}"
         if region.box not in crops:
             raise UserError(f"{field}.box: {region.box!r} is none of {', '.join(map(repr, crops))}.")
+        if region.free < 0:
+            raise UserError(f"{field}.free={region.free}: a width in pixels is 0 or above.")
         found[name] = RegionTask(
             include=_bits(region.include, f"{field}.include"),
             exclude=_bits(region.exclude, f"{field}.exclude"),
             box=region.box,
             crop=crops[region.box],
+            free=region.free,
             grad_threshold=region.grad_threshold,
         )
     return found

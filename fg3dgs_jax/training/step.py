@@ -11,6 +11,7 @@ from flax import nnx
 
 from fg3dgs_jax.losses import terms as loss_terms
 from fg3dgs_jax.model import gaussians as pool_lib
+from fg3dgs_jax.model import relocation
 from fg3dgs_jax.model.render import HeadSpec, RasterOptions, move, render_region
 from fg3dgs_jax.training import cameras, optim
 from fg3dgs_jax.training.optim import Rates
@@ -89,7 +90,7 @@ def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainSta
             means2d=offsets[region.name],
             options=plan.options,
         )
-        layers.append(Layer(rendered, deltas))
+        layers.append(Layer(rendered, deltas, gaussians))
     return layers
 
 
@@ -202,6 +203,7 @@ def make_step(plan: Plan):
 
         progress = (state.step - plan.stage.start) / max(plan.stage.steps - 1, 1)
         params, opt = optim.apply(state.params, grads, state.opt, progress, plan.rates)
+        params = shake(plan, state, params, progress)
         height, width = (frame.frames if plan.stage.frames > 1 else frame).labels.shape[-2:]
         pools = {
             name: pool_lib.accumulate(pool, screen[name], seen.radii[name], width, height)
@@ -224,8 +226,22 @@ def make_step(plan: Plan):
     return jax.jit(step, donate_argnums=0)
 
 
+def shake(plan: Plan, state: TrainState, params: dict, progress: jax.Array) -> dict:
+    """The parameters with noise on the means of faint Gaussians, where the stage densifies by relocation."""
+    rule, rates = plan.stage.densify, plan.rates.ends.get("means")
+    if rule is None or rule.kind != "relocation" or not rule.noise or rates is None:
+        return params
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.key), -2), state.step)
+    reach = rule.noise * optim.rate(rates, progress) / plan.rates.extent
+    for i, region in enumerate(plan.spec.regions):
+        name, gaussians = region.name, params[region.name]["gaussians"]
+        means = relocation.shaken(jax.random.fold_in(key, i), gaussians, state.pools[name].alive, reach)
+        params = {**params, name: {**params[name], "gaussians": gaussians.replace(means=means)}}
+    return params
+
+
 def make_densify(plan: Plan):
-    """`densify(state) -> (state, metrics)`, jitted at fixed shapes: clone, split and prune every region's pool."""
+    """`densify(state) -> (state, metrics)`, jitted at fixed shapes: every region's pool by the stage's rule."""
     rule = plan.stage.densify
 
     def densify(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -236,17 +252,20 @@ def make_densify(plan: Plan):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         for i, region in enumerate(plan.spec.regions):
             name = region.name
-            gaussians, (mu[name], nu[name]), pools[name], counts = pool_lib.densify_and_prune(
-                jax.random.fold_in(key, 1 + i),
-                params[name]["gaussians"],
-                (mu[name], nu[name]),
-                pools[name],
-                grad_threshold=plan.tasks[name].grad_threshold,
-                percent_dense=rule.percent_dense,
-                extent=plan.rates.extent,
-                min_opacity=low + (high - low) * jnp.clip(progress, 0.0, 1.0),
-                max_radius=rule.max_radius,
-                max_scale=rule.max_scale * plan.rates.extent,
+            if rule.kind == "relocation":
+                change, limits = relocation.relocate, {"faint": rule.faint, "growth": rule.growth}
+            else:
+                change = pool_lib.densify_and_prune
+                limits = {
+                    "grad_threshold": plan.tasks[name].grad_threshold,
+                    "percent_dense": rule.percent_dense,
+                    "extent": plan.rates.extent,
+                    "min_opacity": low + (high - low) * jnp.clip(progress, 0.0, 1.0),
+                    "max_radius": rule.max_radius,
+                    "max_scale": rule.max_scale * plan.rates.extent,
+                }
+            gaussians, (mu[name], nu[name]), pools[name], counts = change(
+                jax.random.fold_in(key, 1 + i), params[name]["gaussians"], (mu[name], nu[name]), pools[name], **limits
             )
             params[name] = {**params[name], "gaussians": gaussians}
             metrics |= {f"{name}/{count}": value for count, value in counts.items()}
