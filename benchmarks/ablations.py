@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import runpy
 import subprocess
 import sys
@@ -101,12 +102,19 @@ def reference_of(name: str, rows: Mapping[str, tuple[str, list[str], str]]) -> s
 
 def _command(module: str, arguments: Sequence[str], log: Path) -> None:
     """Runs `python -m fg3dgs_jax.MODULE`; its output goes to a file. Raises UserError with its last line."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # the package need not be installed
     with log.open("ab") as file:
         command = [sys.executable, "-m", f"fg3dgs_jax.{module}", *arguments]
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, check=False)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False)
     if done.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1:]
         raise UserError(f"{module} failed ({' '.join(last)}); see {log}")
+
+
+def log_of(workdir: Path) -> Path:
+    """Where the commands of a run write."""
+    return workdir.with_name(f"{workdir.name}.log")
 
 
 def train(row: tuple[str, list[str], str], seed: int, scale: float, flags: argparse.Namespace, workdir: Path) -> None:
@@ -118,7 +126,7 @@ def train(row: tuple[str, list[str], str], seed: int, scale: float, flags: argpa
         if json.loads(noted.read_text()) != arguments:
             raise UserError(f"{workdir}: was trained by another command; give another --runs, or remove it")
         return
-    _command("train", [*arguments, f"--workdir={workdir.resolve()}"], workdir.with_suffix(".log"))
+    _command("train", [*arguments, f"--workdir={workdir.resolve()}"], log_of(workdir))
     with replacing(noted) as partial:
         partial.write_text(json.dumps(arguments))
 
@@ -132,7 +140,7 @@ def score(flags: argparse.Namespace, workdir: Path) -> dict:
         arguments = ["--workdir", str(workdir.resolve())]
         arguments += ["--models", str(flags.models.resolve())] if flags.models else []
         arguments += ["--refine-poses"] if flags.refine_poses else []
-        _command("evaluate", arguments, workdir.with_suffix(".log"))
+        _command("evaluate", arguments, log_of(workdir))
         known = json.loads(path.read_text())
     return known
 
@@ -305,6 +313,9 @@ def main(argv: list[str]) -> int:
     others = anchors(flags.anchor, dataset, flags.models, make(flags.runs)) if flags.anchor else {}
     found, scales = collect(flags, rows, seeds)
     scores = {name: summary(reports) for name, reports in {**found, **{k: [r] for k, r in others.items()}}.items()}
+    truth = value(next(iter(found.values()))[0], "jitter_truth")
+    if math.isfinite(truth):
+        scores["ground truth"] = {"jitter": {"mean": truth, "sd": math.nan}}
     pairs = comparisons(found, rows, others)
     frames = len(shared_ids(*found.values()))
     labels = {name: f"{name}: {rows[name][2]}" if name in rows else name for name in scores}

@@ -151,6 +151,8 @@ class Head:
 
     def refine_poses(self, ids: Sequence[int] | np.ndarray, track: Track = untracked) -> tuple[Dataset, np.ndarray]:
         """The dataset with the poses of frames `ids` fitted to their pictures, the mouth left out: `cameras.refine`."""
+        if self._alive is None:
+            raise UserError("poses cannot be fitted by a baked head; give the folder of the run it was baked from")
         return cameras.refine(self.spec, self._params, self._alive, self.dataset, ids, track=track)
 
     def frozen(self, ids: Sequence[int] | None = None) -> Render:
