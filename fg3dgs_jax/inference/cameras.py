@@ -22,7 +22,8 @@ from fg3dgs_jax.model import cameras
 from fg3dgs_jax.model import render as rendering
 
 STEPS = 40  # of the refinement of one frame
-RATE = (3e-3, 2e-4)  # radians and head radii a step, the first and the last
+RATE, END = 3e-3, 0.06  # radians and head radii of the first step; the last is this share of it
+PIXELS = 0.25  # or so many pixels, where pictures are small
 DECAYS = (0.8, 0.95)  # of Adam's moments: few steps
 MOUTH_MARGIN = 0.1  # of the lips' box, left out around it
 
@@ -65,7 +66,9 @@ def refine(
     `render.render_frame`. Returns also the twists f32 [n, 6] that were found (`model.cameras`).
     """
     graphs, _ = rendering.motion_structure(spec)
-    fit = jax.jit(functools.partial(_fit, spec, graphs, float(dataset.extent), steps))
+    depth = float(np.median(np.asarray(dataset.viewmats)[:, 2, 3]))
+    rate = max(RATE, PIXELS * depth / float(dataset.intrinsics[0] * dataset.extent))
+    fit = jax.jit(functools.partial(_fit, spec, graphs, float(dataset.extent), steps, rate))
     viewmats, twists = np.array(dataset.viewmats), []
     for index in track(list(map(int, ids)), "poses"):
         frame = dataset.frame(index)
@@ -86,7 +89,7 @@ def _outside(box: np.ndarray, height: int, width: int) -> np.ndarray:
     return weight
 
 
-def _fit(spec, graphs, extent: float, steps: int, params, alive, frame: types.Frame, weight: jax.Array):
+def _fit(spec, graphs, extent: float, steps: int, rate: float, params, alive, frame: types.Frame, weight: jax.Array):
     """The viewmat f32 [4, 4] and the twist [6] of the least error among `steps` steps of Adam from the given pose."""
     target, backdrop = (jnp.asarray(image, jnp.float32) / 255.0 for image in (frame.image, frame.backdrop))
     deltas = {
@@ -111,7 +114,7 @@ def _fit(spec, graphs, extent: float, steps: int, params, alive, frame: types.Fr
         missed = jnp.abs(rendering.composite(layers, backdrop) - target).mean(-1)
         return (missed * weight).sum() / weight.sum()
 
-    adam = optax.adam(optax.exponential_decay(RATE[0], steps, RATE[1] / RATE[0]), *DECAYS, eps=1e-12)
+    adam = optax.adam(optax.exponential_decay(rate, steps, END), *DECAYS, eps=1e-12)
 
     def step(carry, _):
         twist, state, best = carry
