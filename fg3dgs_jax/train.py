@@ -29,6 +29,7 @@ from fg3dgs_jax.training.signals import Interrupt
 
 def find_dataset(config: ConfigDict, workdir: Path) -> Dataset:
     """The folder that the config names, or the procedural clip, made once in the working directory."""
+    expressions.check(config.expression.smooth)  # before a clip is made
     return Dataset(expressions.prepared(_open(config, workdir).clip, **config.expression))
 
 

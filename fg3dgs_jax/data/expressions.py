@@ -22,10 +22,9 @@ def prepared(clip: Clip, normalise: bool = False, smooth: float = 0.0) -> Clip:
 
     normalise: coefficients are stretched so that 0 is what is usual in the training frames and 1 is strong (gaze: 0
     usual, 1 far), as `face.expression` does over a whole clip. smooth: deviation of a Gaussian over time, in frames,
-    for all but QUICK ones. Raises UserError: a negative or endless `smooth`.
+    for all but QUICK ones. Raises UserError, see `check`.
     """
-    if not 0.0 <= smooth < np.inf:
-        raise UserError(f"--config.expression.smooth={smooth:g}: give a deviation in frames, 0 or above")
+    check(smooth)
     track = np.array(clip.expression, np.float32)
     for column, name in enumerate(clip.expression_names):
         if normalise:
@@ -33,6 +32,12 @@ def prepared(clip: Clip, normalise: bool = False, smooth: float = 0.0) -> Clip:
         if smooth and name not in QUICK:
             track[:, column] = smoothed(track[:, column], clip.test_ids, smooth)
     return clip if not (normalise or smooth) else dataclasses.replace(clip, expression=track)
+
+
+def check(smooth: float) -> None:
+    """Raises UserError: a negative or endless `smooth`."""
+    if not 0.0 <= smooth < np.inf:
+        raise UserError(f"--config.expression.smooth={smooth:g}: give a deviation in frames, 0 or above")
 
 
 def _stretched(name: str, track: np.ndarray, among: np.ndarray) -> np.ndarray:
