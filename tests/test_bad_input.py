@@ -219,6 +219,18 @@ TRAIN = [
     ("dataset that is a file", r"README\.md", train_row(f"--config.data={ROOT / 'README.md'}")),
     ("no such LPIPS weights", r"nowhere\.st: no such file", on_dataset("--config.judges.lpips=nowhere.st")),
     ("unknown stage", r"stage 'warp'", on_dataset("--config.schedule=('warp',)")),
+    (
+        "cameras in an unknown stage",
+        r"--config\.pose\.stages: no stage 'warp'",
+        on_dataset("--config.pose.refine=true", "--config.pose.stages=('warp',)"),
+    ),
+    (
+        "an unknown prediction",
+        r"--config\.regions\.mouth\.predicts: 'glow'",
+        on_dataset("--config.regions.mouth.predicts=('glow',)"),
+    ),
+    ("an unknown densification", r"densify\.kind: 'mcmc'", on_dataset("--config.stages.motion.densify.kind=mcmc")),
+    ("smoothing into the past", r"--config\.expression\.smooth=-1", on_dataset("--config.expression.smooth=-1.0")),
     ("damaged dataset", r"000003\.png", broken_dataset),
     ("checkpoint of another config", r"--config\.seed 7, this run has 0", saved_run(other_seed)),
     ("checkpoint of another dataset", r"another dataset", saved_run(lambda info: {**info, "dataset": "x"})),

@@ -188,6 +188,11 @@ def trained(dataset, workdir, refine, **steps):
     return run, loop.train(run, Interrupt(), Silent())
 
 
+def kept(state):
+    """The corrections as a checkpoint holds them."""
+    return {name: np.asarray(getattr(state.cameras, name)) for name in ("twists", "visits", "focal")}
+
+
 def head_of(run, state, dataset):
     alive = {name: pool.alive for name, pool in state.pools.items()}
     return Head(run.spec, state.params, alive, dataset)
@@ -201,7 +206,7 @@ def psnr(head, ids):
 
 def test_training_finds_spoilt_poses_again(truth, spoilt, tmp_path):
     run, state = trained(spoilt, tmp_path / "with", True)
-    stored = {name: np.asarray(getattr(state.cameras, name)) for name in ("twists", "visits", "focal")}
+    stored = kept(state)
     found = inference_cameras.corrected(spoilt, stored)
     train, test = truth.train_ids, truth.test_ids
     assert np.flatnonzero(stored["visits"]).tolist() == train.tolist()
@@ -242,7 +247,7 @@ def test_pixels_of_the_mouth_do_not_move_a_held_out_pose(truth, tmp_path):
     np.testing.assert_array_equal(seen, head_of(run, state, other).refine_poses([index])[1])
 
 
-def test_a_run_with_cameras_continues_bit_for_bit(spoilt, tmp_path):
+def test_a_run_with_cameras_continues_bit_for_bit(truth, spoilt, tmp_path):
     steps = {"static": 3, "motion": 6, "fusion": 2}
     whole = trained(spoilt, tmp_path / "whole", True, **steps)[1]
     changing = config(True, **steps)
@@ -260,6 +265,11 @@ def test_a_run_with_cameras_continues_bit_for_bit(spoilt, tmp_path):
     assert not moved(copy(whole), copy(resumed))
     assert int(np.asarray(whole.cameras.visits).sum()) == 6  # the motion stage's steps, and no others
     assert np.asarray(whole.cameras.twists).any() and float(whole.cameras.focal[0]) != 0.0
+    loaded = Head.load(tmp_path / "halves").dataset  # of the folder, whose poses nobody spoilt
+    wanted = inference_cameras.corrected(truth, kept(whole))
+    np.testing.assert_array_equal(loaded.viewmats, wanted.viewmats)
+    np.testing.assert_array_equal(loaded.intrinsics, wanted.intrinsics)
+    assert np.any(loaded.viewmats != truth.viewmats) and np.any(loaded.intrinsics != truth.intrinsics)
 
 
 @pytest.mark.parametrize(
