@@ -1,12 +1,8 @@
-"""The head's outline: where it is, how it is shown and scored, and the ring around it that a region may be spared."""
+"""The head's outline: where it is, how it is shown and scored."""
 
-import jax.numpy as jnp
 import numpy as np
 
-from fg3dgs_jax import types
 from fg3dgs_jax.inference import edges, metrics, page
-from fg3dgs_jax.training import views
-from fg3dgs_jax.training.stages import RegionTask
 from fg3dgs_jax.types import Label
 
 SIZE = 128
@@ -68,29 +64,3 @@ def test_the_page_shows_the_worst_outline():
     text = page.to_html("run", {}, {"frames": rows}, Frames, [], labels)
     assert "outline" in text and "frame 9: error 2.0 of 255" in text and asked == [9, 8]
     assert "outline" not in page.to_html("run", {}, {"frames": rows}, Frames, [])
-
-
-def view_of(free):
-    """What the face is judged by: its layer is opaque everywhere, its target the disc."""
-    labels = disc() | np.where(disc(8) > 0, np.uint8(Label.LIPS), np.uint8(0))
-    box = np.array([0, 8, 0, 8], np.int32)
-    frame = types.Frame(
-        index=np.int32(0), image=np.full((SIZE, SIZE, 3), 200, np.uint8), backdrop=None, labels=jnp.asarray(labels),
-        viewmat=None, intrinsics=None, condition=None, lips_box=box, eye_boxes=np.stack([box, box]),
-    )  # fmt: skip
-    task = RegionTask(int(Label.HEAD), int(Label.LIPS), "", (SIZE, SIZE), free, 1.0)
-    rendered = types.Rendered(jnp.ones((SIZE, SIZE, 3)), jnp.ones((SIZE, SIZE)), None, None, None)
-    window = views.Window(0, 0, SIZE, SIZE)
-    return views.region_view(views.Layer(rendered, None), jnp.ones(1, bool), frame, task, window, jnp.zeros(3), {})
-
-
-def test_a_region_is_spared_a_ring_around_the_head_and_nowhere_else():
-    usual, spared = view_of(0), view_of(3)
-    ring = np.asarray(usual.outside - spared.outside) > 0
-    rows, cols = np.nonzero(ring)
-    distance = np.hypot(rows - 70, cols - 60)
-    assert distance.min() > 30 and distance.max() < 30 + 3 * 1.5 and len(rows) > 400
-    np.testing.assert_array_equal(usual.inside, spared.inside)
-    assert np.asarray(spared.outside)[disc(8) > 0].all()  # lips lie in the head: the face must stay out of them
-    wrong = np.abs(np.asarray(spared.prediction - spared.target)).max(-1)
-    assert not wrong[ring].any() and wrong[(np.asarray(spared.outside) > 0)].all()

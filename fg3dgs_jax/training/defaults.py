@@ -19,9 +19,6 @@ def region(**fields) -> ConfigDict:
             "include": (),  # labels that belong to the region: head, hair, lips, inner_mouth, eyes, torso
             "exclude": (),  # labels that do not, even where one of the others is set
             "box": "",  # "lips" or "eyes": only pixels inside the mask or outside these boxes are judged
-            # Pixels outside the head in which a region without boxes is not judged by itself: its soft edge may reach
-            # out, and what shows between mask and edge is left to stages that judge the finished frame.
-            "free": 0,
             "motion": "face",  # motion network: face, cross_audio, cross_expression, mouth_mlp or eyes_mlp
             # What the network changes of a Gaussian: means, quats, log_scales, opacities, colors. (): what is usual,
             # the first three in the face and the means alone elsewhere (FG Eq. 8, 12).

@@ -36,7 +36,6 @@ class RegionTask:
     exclude: int
     box: str
     crop: tuple[int, int]  # rows, columns
-    free: int  # pixels outside the head in which nothing is judged, of a region without boxes
     grad_threshold: float  # mean screen gradient in NDC units above which a Gaussian is cloned or split
 
 
@@ -219,14 +218,11 @@ def tasks(config: ConfigDict, crops: Mapping[str, tuple[int, int]]) -> dict[str,
         field = f"--config.regions.{name}"
         if region.box not in crops:
             raise UserError(f"{field}.box: {region.box!r} is none of {', '.join(map(repr, crops))}.")
-        if region.free < 0:
-            raise UserError(f"{field}.free={region.free}: a width in pixels is 0 or above.")
         found[name] = RegionTask(
             include=_bits(region.include, f"{field}.include"),
             exclude=_bits(region.exclude, f"{field}.exclude"),
             box=region.box,
             crop=crops[region.box],
-            free=region.free,
             grad_threshold=region.grad_threshold,
         )
     return found

@@ -1,6 +1,5 @@
 """What the loss terms look at: a region's layer in its window, or the finished frame."""
 
-import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -81,16 +80,6 @@ def window_of(task: RegionTask, frame: Frame, whole: bool) -> Window:
     return Window(row, col, *edges)
 
 
-def _grown(mask: jax.Array, pixels: int) -> jax.Array:
-    """A mask bool [H, W] and all within so many rows and columns of it."""
-    for axis in (0, 1):
-        size = mask.shape[axis]
-        padded = jnp.pad(mask, [(pixels, pixels) if a == axis else (0, 0) for a in (0, 1)])
-        shifted = (jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(2 * pixels + 1))
-        mask = functools.reduce(jnp.logical_or, shifted)
-    return mask
-
-
 def region_view(
     layer: Layer,
     alive: jax.Array,
@@ -114,9 +103,6 @@ def region_view(
     if task.box:
         boxes = _boxes(frame, task.box) - jnp.stack([window.row, window.row, window.col, window.col])
         outside &= ~_in_boxes(boxes, window.height, window.width)
-    elif task.free:
-        head = _has(labels, Label.HEAD)
-        outside &= head | ~_grown(head, task.free)
     image = window.crop(frame.image).astype(jnp.float32) / 255.0
     target = jnp.where(inside[..., None], image, background)
     prediction = color + (1.0 - alpha)[..., None] * background
