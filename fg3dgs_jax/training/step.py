@@ -20,6 +20,8 @@ from fg3dgs_jax.training.state import PAIRS, TrainState
 from fg3dgs_jax.training.views import Layer, Window, frame_view, region_view, window_of
 from fg3dgs_jax.types import Frame, Snippet
 
+SHAKING = 0xFFFFFFFE  # no step is that late: sets the key of relocation's noise apart from the others
+
 
 @flax.struct.dataclass
 class Plan:
@@ -231,7 +233,7 @@ def shake(plan: Plan, state: TrainState, params: dict, progress: jax.Array) -> d
     rule, rates = plan.stage.densify, plan.rates.ends.get("means")
     if rule is None or rule.kind != "relocation" or not rule.noise or rates is None:
         return params
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.key), -2), state.step)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.key), SHAKING), state.step)
     reach = rule.noise * optim.rate(rates, progress) / plan.rates.extent
     for i, region in enumerate(plan.spec.regions):
         name, gaussians = region.name, params[region.name]["gaussians"]
