@@ -23,7 +23,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1f2328 }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child, td.note { text-align: left }
 .missing { color: #8c959f } .weak { color: #9a6700 }
 video, img { max-width: 100% } figure { margin: 1rem 0 } figcaption, .note { color: #57606a; font-size: 13px }
 """
@@ -108,7 +108,7 @@ def curve(series: Mapping[str, Sequence[float]], ticks: Sequence[float], unit: s
     for y, value in ((16, high), (HEIGHT - 4, low)):
         parts.append(f'<text x="0" y="{y}" font-size="11">{value:.3g}</text>')
     for x, value, anchor in ((50, first, "start"), (WIDTH - 10, last, "end")):
-        text = f"{value:g} {html.escape(unit)}"
+        text = f"{html.escape(unit)} {value:g}"
         parts.append(f'<text x="{x}" y="{HEIGHT + 14}" font-size="11" text-anchor="{anchor}">{text}</text>')
     return "".join([*parts, "</svg>"])
 
@@ -119,25 +119,29 @@ def _data(kind: str, content: bytes) -> str:
 
 def _picture(image: np.ndarray) -> str:
     done = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
-    return f'<img alt="" src="{_data("image/jpeg", done.tobytes())}">'
+    return _data("image/jpeg", done.tobytes())
 
 
 def _table(title: str, table: Mapping[str, Any]) -> str:
-    shown = columns(table)
-    head = "".join(
-        f'<th title="better: {html.escape(better)}">{html.escape(label)}</th>' for _, label, _, better in shown
-    )
-    rows = []
-    for row in table["rows"]:
+    """A line per score, so that all of them fit on any screen, with what is missing or weak and why."""
+    lines = [f"<tr><th></th>{''.join(f'<th>{html.escape(row)}</th>' for row in table['rows'])}<th></th></tr>"]
+    for name, label, digits, better in columns(table):
         cells = []
-        for name, _, digits, _ in shown:
+        for row in table["rows"]:
             text = cell(table, row, name, digits)
             kind = "missing" if text in ("unavailable", "-") else "weak" if text.endswith("~") else ""
             cells.append(f'<td class="{kind}">{text}</td>')
-        rows.append(f"<tr><td>{html.escape(row)}</td>{''.join(cells)}</tr>")
-    remarks = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes(table))
+        if name in table["unavailable"]:
+            remark = table["unavailable"][name]
+        else:
+            remark = f"better: {better}" + (
+                f"; unreliable: {table['unreliable'][name]}" if name in table["unreliable"] else ""
+            )
+        lines.append(
+            f'<tr><td>{html.escape(label)}</td>{"".join(cells)}<td class="note">{html.escape(remark)}</td></tr>'
+        )
     heading = f"<h2>{html.escape(title)}, {table['frames']} frames</h2>"
-    return f"{heading}<table><tr><th></th>{head}</tr>{''.join(rows)}</table>{remarks}{_offsets(table)}"
+    return f"{heading}<table>{''.join(lines)}</table>{_offsets(table)}"
 
 
 def _offsets(table: Mapping[str, Any]) -> str:
@@ -148,7 +152,7 @@ def _offsets(table: Mapping[str, Any]) -> str:
         if series:
             length = len(next(iter(series.values())))
             ticks = list(range(-(length // 2), length // 2 + 1))
-            drawn = curve(series, ticks, "frames")
+            drawn = curve(series, ticks, "moved by")
             charts.append(
                 f"<figure>{drawn}<figcaption>{what} with the sound moved by so many frames</figcaption></figure>"
             )
@@ -166,12 +170,13 @@ def to_html(
     frames = report["frames"]
     ids = [frame["id"] for frame in frames]
     parts = [_table(name, table) for name, table in tables.items()]
+    first = _picture(pictures.side_by_side(heldout.truth[0], heldout.predictions[0], f"frame {ids[0]}"))
     for path in videos:
-        source = _data("video/mp4", path.read_bytes())
+        source, name = _data("video/mp4", path.read_bytes()), html.escape(path.name)
+        poster = f' poster="{first}"' if path == videos[0] else ""
         parts.append(
-            f'<figure><video controls loop src="{source}"></video><figcaption>{html.escape(path.name)}</figcaption>'
+            f'<figure><video controls loop{poster} src="{source}"></video><figcaption>{name}</figcaption></figure>'
         )
-        parts.append("</figure>")
     for series, caption in (
         ({"head": "psnr_head", "mouth": "psnr_mouth"}, "PSNR in dB over the held-out frames"),
         ({"ours": "lip_opening", "ground truth": "lip_opening_truth"}, "lip opening in pixels"),
@@ -183,7 +188,7 @@ def to_html(
     parts.append("<h2>Worst frames by the head's PSNR</h2>")
     for i in worst:
         pair = pictures.side_by_side(heldout.truth[i], heldout.predictions[i], f"frame {ids[i]}")
-        parts.append(f"<figure>{_picture(pair)}</figure>")
+        parts.append(f'<figure><img alt="" src="{_picture(pair)}"></figure>')
     parts += _outlines(frames, heldout, labels) if labels else []
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     body = f"<h1>{html.escape(title)}</h1>{''.join(parts)}"
@@ -198,7 +203,7 @@ def _outlines(frames: Sequence[Mapping], heldout: Any, labels: Callable[[int], n
         crops = edges.sheet(heldout.truth[i], heldout.predictions[i], labels(frames[i]["id"]))
         if crops is not None:
             text = f"frame {frames[i]['id']}: error {frames[i]['edge_error']:.1f} of 255"
-            parts.append(f"<figure>{_picture(crops)}<figcaption>{text}</figcaption></figure>")
+            parts.append(f'<figure><img alt="" src="{_picture(crops)}"><figcaption>{text}</figcaption></figure>')
     return parts
 
 
