@@ -80,6 +80,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.data and len(flags.files) != 1:
         raise UserError("--data goes with one checkpoint, chkpnt_fuse_latest.pth")
+    if flags.data and flags.out.exists() and not flags.out.is_dir():
+        raise UserError(f"--out {flags.out}: is a file; give the name of a new folder")
     if not flags.data and flags.out.suffix != ".safetensors":
         raise UserError(f"--out {flags.out}: must end in .safetensors")
     return flags

@@ -44,7 +44,7 @@ def run(*argv) -> int:
 
 def test_lpips_weights_are_translated_and_found_again(alex, tmp_path, capsys):
     folder, backbone, linears = alex
-    out = tmp_path / "lpips.safetensors"
+    out = tmp_path / "weights" / "lpips.safetensors"  # the folder is made with its first file
     assert run(folder / "alexnet.pth", folder / "alex.pth", "--out", out) == 0
     assert "lpips, 2,470,848 parameters" in capsys.readouterr().out
     arrays, facts = weights.load(out, "lpips", "--lpips")
@@ -75,6 +75,8 @@ def test_jaxlpips_files_give_the_same(alex, tmp_path):
 def test_a_damaged_file_of_ours_is_noticed(tmp_path):
     path = tmp_path / "x.safetensors"
     weights.save(path, "lpips", {"a": np.arange(4.0)}, {})
+    with pytest.raises(UserError, match="cannot be written"):
+        weights.save(path / "y.safetensors", "lpips", {"a": np.arange(4.0)}, {})
     assert weights.load(path, "lpips", "--lpips")[0]["a"].tolist() == [0, 1, 2, 3]
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
 
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.files import replacing
@@ -26,11 +26,13 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def save(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]) -> None:
-    """Writes arrays f32 by name; `facts` says where they come from. The file appears only when complete."""
+    """Writes arrays f32 by name; `facts` says where they come from. The file appears only when complete, its folder
+    with it. Raises UserError if it cannot be written."""
     plain = {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
     metadata = {"format": FORMAT, "version": VERSION, "kind": kind, "sha256": digest(plain), **facts}
     with replacing(path) as partial:
-        save_file(plain, partial, metadata)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(to_bytes(plain, metadata))  # safetensors' own writer raises no OSError on a full disk
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
