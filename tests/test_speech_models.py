@@ -124,6 +124,8 @@ def test_features_of_a_clip_are_kept_and_describe_themselves(hubert, tmp_path, m
         patch.setattr(speech_models, "front_end", None)  # not asked again, even where the model is gone
         again = speech_models.for_clip(tmp_path, hubert, tmp_path / "audio.wav", 25.0, 25)
         gone = speech_models.for_clip(tmp_path, "elsewhere/tiny-hubert", tmp_path / "audio.wav", 25.0, 25)
+        with pytest.raises(UserError, match="no such audio front end"):  # other features of it are not these
+            speech_models.for_clip(tmp_path, "elsewhere/tiny-hubert:logits", tmp_path / "audio.wav", 25.0, 25)
     np.testing.assert_array_equal(again.values, first.values)
     np.testing.assert_array_equal(gone.values, first.values)
     audio_io.save_wav(tmp_path / "audio.wav", noise(32000)[16000:])  # another sound: computed afresh

@@ -63,9 +63,9 @@ def for_clip(folder: Path, text: str, sound: Path, fps: float, frames: int) -> a
     samples = audio_io.load_audio(sound)
     if text == hearing.LOGMEL.name:
         return audio_io.features(text, samples, fps, frames)
-    model = named(text)[0]
-    names = (f"audio_features_{model.name}{ending}.npz" for ending in ("", "@*", "-logits@*"))
-    kept = [file for name in names for file in folder.glob(name)]
+    model, choices = named(text)
+    endings = "", "-logits@*" if "logits" in choices else "@*"
+    kept = [file for ending in endings for file in folder.glob(f"audio_features_{model.name}{ending}.npz")]
     if not model.exists() and len(kept) == 1:  # computed where the model was
         return audio_io.load_features(kept[0])
     _json(model / "config.json")
