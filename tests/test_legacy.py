@@ -305,6 +305,7 @@ def cut(name):
         (array("aud_ds.npy", np.zeros((16, 29))), r"has shape \(16, 29\)"),
         (text("aud_ds.npy", "no array"), r"aud_ds\.npy: cannot be used"),
         (lambda folder: write_transforms(folder, "train", []), r"lists no frames"),
+        (lambda folder: write_transforms(folder, "train", [0, 10**12]), r"transforms_train\.json: .*wrong format"),
     ],
 )
 def test_damage_is_one_clear_sentence(folder, damage, message):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from fg3dgs_jax.data import clip as clips
 from fg3dgs_jax.inference import paths
 
 
@@ -52,6 +53,6 @@ def test_viewmats_between_frames():
 def test_tracks_and_nearest_frames():
     track = np.array([[0.0, 1.0], [2.0, 1.0]], np.float32)
     np.testing.assert_allclose(paths.track_at(track, np.array([0.0, 0.5, 1.0])), [[0, 1], [1, 1], [2, 1]])
-    found = paths.nearest(np.array([0, 1, 2, 7, 8]), np.array([0.0, 0.4, 1.6, 4.4, 4.6, 8.0]))
-    np.testing.assert_array_equal(found, [0, 0, 2, 2, 7, 8])
-    np.testing.assert_array_equal(paths.nearest(np.array([3]), np.array([0.0, 9.0])), [3, 3])
+    found = clips.nearest(np.array([0, 1, 2, 7, 8]), np.array([0.0, 0.4, 0.5, 4.4, 4.6, 9.0]))
+    np.testing.assert_array_equal(found, [0, 0, 0, 2, 7, 8])
+    np.testing.assert_array_equal(clips.nearest(np.array([3]), np.array([0.0, 9.0])), [3, 3])

@@ -167,6 +167,14 @@ def tokens(track: np.ndarray, index: int) -> np.ndarray:
     return out
 
 
+def nearest(ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """For each position the nearest of the ascending frame numbers `ids`, the earlier of two as near; i64 [L]."""
+    ids = np.asarray(ids, np.int64)
+    after = np.clip(np.searchsorted(ids, positions), 0, len(ids) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(positions - ids[before] <= ids[after] - positions, ids[before], ids[after])
+
+
 def condition(audio_features: np.ndarray, expression: np.ndarray, index: int) -> types.Condition:
     """The condition of frame `index` from audio windows [T, A, D] and expression [T, E]; any two lengths."""
     return types.Condition(audio=tokens(audio_features, index), expression=tokens(expression, index))

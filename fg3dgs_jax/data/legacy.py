@@ -28,6 +28,7 @@ FPS = 25.0
 AUDIO_FILES = {"ds": "aud_ds.npy", "eo": "aud_eo.npy", "hu": "aud_hu.npy", "aud": "aud.npy"}
 PICTURES = tuple(f"{folder}/{{}}.{end}" for folder in ("gt_imgs", "com_imgs", "ori_imgs") for end in ("jpg", "png"))
 ACTION_UNITS = ("AU01", "AU02", "AU04", "AU05", "AU06", "AU07", "AU45")
+MOST_FRAMES = 1_000_000  # 11 hours; more is no clip but a damaged file
 LATE_FRAMES = 8  # extractors may stop this much before the video does
 MIN_RANGE = 0.25  # of OpenFace's 0..5; an action unit that moves less is noise
 
@@ -45,7 +46,7 @@ def read(path: Path, audio_features: str | None = None) -> clips.Clip:
     frames, train, test, intrinsics = _transforms(path)
     present = np.array(sorted(frames), np.int64)
     total = int(present[-1]) + 1
-    nearest = present[np.abs(np.arange(total)[:, None] - present).argmin(1)]
+    nearest = clips.nearest(present, np.arange(total))
     landmarks = _landmarks(path, present)[np.searchsorted(present, nearest)]
     height, width = clips.read_picture(_image_path(path, present[0]), 3).shape[:2]
     units = _action_units(path / "au.csv", total) if (path / "au.csv").exists() else legacy_gaps.action_units(landmarks)
@@ -55,17 +56,15 @@ def read(path: Path, audio_features: str | None = None) -> clips.Clip:
     viewmats = viewmats[np.searchsorted(present, nearest)]
     lips, eyes = clips.region_boxes(landmarks, width, height)
     mouth_open = clips.mouth_opening(landmarks)
-    zeros = np.zeros(total, np.float32)
-    blink = expression[:, names.index("AU45")] if "AU45" in names else zeros
+    blink = expression[:, names.index("AU45")] if "AU45" in names else np.zeros(total, np.float32)
     background = _background(path, width, height)
-    read_torso = functools.partial(_torso, path, landmarks)
     reader = functools.partial(_read, path, landmarks, background)
     return clips.Clip(
         path=path, width=width, height=height, fps=FPS, intrinsics=intrinsics, viewmats=viewmats,
         expression=expression, expression_names=names, audio_features=features, audio_name=audio_name,
         audio_path=path / "aud.wav", frame_ids=present.astype(np.int32), train_ids=train, test_ids=test,
         extent=_extent(reader, present, viewmats, intrinsics), lips_box=lips, eye_boxes=eyes, landmarks=landmarks,
-        mouth_open=mouth_open, label_pixels=None, read=reader, torso=read_torso,
+        mouth_open=mouth_open, label_pixels=None, read=reader, torso=functools.partial(_torso, path, landmarks),
         background=background, crop=_crop(path), fingerprint=_fingerprint(path),
         metrics={"lips": mouth_open, "mouth": units.get("AU25", mouth_open), "blink": blink},
     )  # fmt: skip
@@ -81,6 +80,8 @@ def _transforms(path: Path) -> tuple[dict[int, dict], np.ndarray, np.ndarray, np
             focal = float(content.get("focal_len") or content["fl_x"])
             intrinsics.append((focal, float(content.get("fl_y", focal)), float(content["cx"]), float(content["cy"])))
             split = {int(frame["img_id"]): frame for frame in content["frames"]}
+            if any(not 0 <= index < MOST_FRAMES for index in split):
+                raise ValueError
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path / name}: cannot be used ({_reason(error)}); it needs focal_len, cx, cy and frames with img_id"

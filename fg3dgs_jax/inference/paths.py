@@ -65,11 +65,3 @@ def track_at(track: np.ndarray, positions: np.ndarray) -> np.ndarray:
     above = np.minimum(below + 1, len(track) - 1)
     share = (positions - below)[:, None]
     return ((1.0 - share) * track[below] + share * track[above]).astype(track.dtype)
-
-
-def nearest(ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """For each position the nearest of the ascending frame numbers `ids`; i64 [L]."""
-    ids = np.asarray(ids, np.int64)
-    after = np.clip(np.searchsorted(ids, positions), 0, len(ids) - 1)
-    before = np.maximum(after - 1, 0)
-    return np.where(positions - ids[before] < ids[after] - positions, ids[before], ids[after])

@@ -67,7 +67,7 @@ def play(
         """(clip frame, its backdrop) of output frame k; one that stays is not decoded again."""
         nonlocal last
         at = _reflected(k * step, len(plan.sources))
-        source = int(paths.nearest(dataset.frame_ids, plan.sources[[round(at)]])[0])
+        source = int(clips.nearest(dataset.frame_ids, plan.sources[[round(at)]])[0])
         if source != last[0]:
             last = source, backdrop(source)
         return last

@@ -164,7 +164,7 @@ def pasted(
     crop = paste.find_crop(dataset, path)
     original = stack.enter_context(paste.Original(path, fps))
     for frame in frames:
-        source = int(dataset.frame_ids[np.abs(dataset.frame_ids - frame.position).argmin()])
+        source = int(clips.nearest(dataset.frame_ids, np.array([frame.position]))[0])
         changed = np.abs(frame.picture.astype(np.int16) - frame.backdrop).max(-1)
         mask = paste.head_mask(dataset.pictures(source).labels, changed)
         yield paste.paste(frame.picture, mask, original.at(round(frame.position * fps / dataset.fps)), crop)
