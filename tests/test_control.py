@@ -89,8 +89,12 @@ def test_poses_from_files(dataset, tmp_path):
     np.save(tmp_path / "far.npy", facing(np.full(5, 40.0)))
     assert "27 degrees further" in control.plan(dataset, Control(tmp_path / "far.npy"), 5).notes[0]
     np.save(tmp_path / "bad.npy", np.ones((5, 4, 4), np.float32))
+    lost = facing(np.zeros(5))
+    lost[3, 0, 3] = np.nan
+    np.save(tmp_path / "nan.npy", lost)
     (tmp_path / "bad.json").write_text("[]")
-    for name in ("bad.npy", "bad.json", "none.npy"):
+    (tmp_path / "rows.json").write_text('{"frames": [[1, 2]]}')
+    for name in ("bad.npy", "nan.npy", "bad.json", "rows.json", "none.npy"):
         with pytest.raises(UserError, match=name):
             control.plan(dataset, Control(tmp_path / name), 5)
 
@@ -131,6 +135,8 @@ def test_expressions_sliders_and_timelines(dataset, tmp_path):
         (Control(gain=3.0), "between 0 and 2"),
         (Control(gate=200.0), "between 6 and 80"),
         (Control(orbit=90.0), "between 0 and 45"),
+        (Control(orbit=5.0, orbit_seconds=0.0), "--orbit-seconds 0"),
+        (Control(seed=-1), "--seed -1"),
         (Control(expression="angry"), "none of clip, still, blinks"),
         (Control(pose="nowhere.npy"), "nowhere.npy"),
     ],

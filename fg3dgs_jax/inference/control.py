@@ -59,8 +59,14 @@ def check(dataset: Dataset, control: Control) -> None:
         raise UserError(f"--mouth-gain {control.gain:g}: is not between 0 and 2; 1 is as trained")
     if control.gate is not None and not 6 <= control.gate <= 80:
         raise UserError(f"--gate {control.gate:g}: is not between 6 and 80 dB; {hearing.GATE:g} is usual")
-    if not 0 <= control.orbit <= 45 or not control.orbit_seconds > 0:
+    if not 0 <= control.orbit <= 45:
         raise UserError(f"--orbit {control.orbit:g}: is not between 0 and 45 degrees; 10 is much for most clips")
+    if not 0.1 <= control.orbit_seconds <= 3600:
+        raise UserError(
+            f"--orbit-seconds {control.orbit_seconds:g}: is not between 0.1 and 3600; {ORBIT_SECONDS:g} is usual"
+        )
+    if control.seed < 0:
+        raise UserError(f"--seed {control.seed}: is negative; give a whole number from 0 on")
 
 
 def plan(dataset: Dataset, control: Control, length: int) -> Plan:

@@ -91,9 +91,10 @@ def read(path: str | Path) -> np.ndarray:
         raise UserError(
             f"--pose {path}: cannot be read ({error.strerror or error}); give clip, still, idle or a file of poses"
         ) from None
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
         viewmats = np.zeros(0)
-    rotations = viewmats[:, :3, :3] if viewmats.ndim == 3 and viewmats.shape[1:] == (4, 4) else np.zeros((0, 3, 3))
+    whole = viewmats.ndim == 3 and viewmats.shape[1:] == (4, 4) and np.isfinite(viewmats).all()
+    rotations = viewmats[:, :3, :3] if whole else np.zeros((0, 3, 3))
     # A tolerance of 1 % lets matrices through that went through text with four digits.
     if not len(rotations) or not np.allclose(rotations @ rotations.transpose(0, 2, 1), np.eye(3), atol=1e-2):
         raise UserError(f"--pose {path}: holds no world-to-camera matrices [frames, 4, 4]; give .npy, .npz or .json")
