@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.linalg
+from test_sync import random_expert
 
-from fg3dgs_jax.data import face, foreign_weights
+from fg3dgs_jax.data import audio, face, foreign_weights
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import inception, lipsync, page, papers
+from fg3dgs_jax.inference import heldout, inception, lipsync, page, papers
 
 RNG = np.random.default_rng(0)
 
@@ -39,6 +40,23 @@ def test_offset_is_found_with_its_sign(late):
     assert lipsync.offset_ms(distances, 25.0, lowest=True) == 40.0 * late
     scores = lipsync.lse(distances)
     assert scores["lse_d"] == pytest.approx(distances.min()) and scores["lse_c"] > 0.1
+
+
+def test_offsets_without_sound_are_nan():
+    curve = lipsync.offset_curve(embedded(count=25), np.arange(5))
+    assert np.isnan(curve[0]) and np.isfinite(curve[len(curve) // 2])
+
+
+def test_frames_apart_or_without_sound_have_no_sync_scores_and_say_why(tmp_path):
+    pictures = RNG.integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
+    shown = heldout.Heldout(np.array([0, 1, 2, 3]), pictures, pictures, np.ones(4))
+    dataset = SimpleNamespace(audio_path=tmp_path / "a.wav", num_frames=4, fps=25.0)
+    networks = papers.Networks(sync=random_expert())
+    for reason in ("cannot be read", "five of the frames in a row"):
+        table = papers.table(dataset, shown, {"summary": {"psnr": 30.0}}, networks, None)
+        assert reason in table["unavailable"]["sync"] and table["rows"]["ours"] == {"psnr": 30.0}
+        assert "--syncnet" in table["unavailable"]["lse_c"] and table["curves"] == {}
+        audio.save_wav(dataset.audio_path, np.zeros(4 * 640, np.float32))
 
 
 def test_accuracy_of_a_perfect_and_of_a_deaf_expert():

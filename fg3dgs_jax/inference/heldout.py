@@ -230,11 +230,18 @@ def write_json(path: Path, content: dict) -> None:
         partial.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
 
 
+def clip_sound(dataset: Dataset) -> np.ndarray | None:
+    """The clip's sound f32 [n] at 16 kHz; None if it cannot be read: some folders of the field hold features alone."""
+    try:
+        return audio_io.load_audio(dataset.audio_path)
+    except UserError:
+        return None
+
+
 def sound_of(dataset: Dataset, ids: np.ndarray) -> np.ndarray | None:
     """The clip's sound under frames `ids`, one after the other, f32 [n] at 16 kHz; None if it cannot be read."""
-    try:
-        audio = audio_io.load_audio(dataset.audio_path)
-    except UserError:
+    audio = clip_sound(dataset)
+    if audio is None:
         return None
     edges = np.round(np.arange(int(ids.max()) + 2) * audio_io.SAMPLE_RATE / dataset.fps).astype(int)
     padded = np.pad(audio, (0, max(0, edges[-1] - len(audio))))

@@ -92,8 +92,9 @@ def accuracy(embedded: Embedded, rows: np.ndarray, shift: int, level: float) -> 
 
 
 def offset_curve(embedded: Embedded, rows: np.ndarray, most: int = syncnet.SHIFT) -> np.ndarray:
-    """Mean cosine f64 [2 most + 1] with the sound -most to +most frames later."""
-    return np.array([np.nanmean(shifted(embedded, rows, s)) for s in range(-most, most + 1)])
+    """Mean cosine f64 [2 most + 1] with the sound -most to +most frames later; NaN where there is no such sound."""
+    cosines = [shifted(embedded, rows, s) for s in range(-most, most + 1)]
+    return np.array([np.nanmean(row) if np.isfinite(row).any() else np.nan for row in cosines])
 
 
 def distance_curve(embedded: Embedded, most: int = syncnet.SHIFT) -> np.ndarray:

@@ -18,6 +18,7 @@ from fg3dgs_jax.data import face, mel, models, weights
 from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.data.face_box import face_boxes
 from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.inference import heldout as heldout_frames
 from fg3dgs_jax.inference import inception, lipsync, metrics
 from fg3dgs_jax.losses import lpips, sync, syncnet
 from fg3dgs_jax.losses.lpips import Lpips
@@ -41,6 +42,7 @@ LOWER = (
     "noseSneer", "mouthUpperUp", "mouthSmile", "mouthDimple", "mouthFrown", "mouthShrugLower", "mouthStretch",
     "mouthPress", "mouthLowerDown", "jawOpen", "mouthClose",
 )  # fmt: skip
+SYNC_SCORES = ("lse_c", "lse_d", "sync", "offset_ms")  # of windows of five frames
 AU_SCALE = 5.0  # OpenFace's intensities go from 0 to 5, blendshapes from 0 to 1
 
 
@@ -92,13 +94,6 @@ class Footage:
     fps: float
 
 
-def footage(dataset: Dataset, ids: np.ndarray, images: np.ndarray) -> Footage:
-    """Pictures of a dataset's frames `ids` with the clip's own sound."""
-    sound = audio_io.load_audio(dataset.audio_path)
-    ids = np.asarray(ids)
-    return Footage(ids, images, dataset.face_boxes[ids], sound, dataset.num_frames, dataset.fps)
-
-
 _distance = jax.jit(lpips.distance)
 
 
@@ -119,7 +114,8 @@ def fid(arrays: dict[str, jax.Array], a: np.ndarray, b: np.ndarray) -> float:
 
 
 def sync_scores(footage: Footage, networks: Networks) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Scores of the windows of five frames, and the curves over the offset of the sound that they come from."""
+    """Scores of the windows of five frames, of which there must be one, and the curves that they come from, over the
+    offset of the sound."""
     scores, curves = {}, {}
     if networks.sync is not None:
         heard = mel.mel_windows(footage.sound, footage.frames, footage.fps)
@@ -202,14 +198,16 @@ def track_faces(images: np.ndarray, models_folder: str | Path) -> face.FaceTrack
 
 
 def table(
-    dataset: Dataset, heldout: Any, report: Mapping, networks: Networks, models_folder: str | Path | None
-) -> dict[str, Any]:
-    """Rows "ground truth" and "ours" of held-out frames (`heldout.Heldout`) beside their report (`heldout.score`).
+    dataset: Dataset, heldout: heldout_frames.Heldout, report: Mapping, networks: Networks,
+    models_folder: str | Path | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Rows "ground truth" and "ours" of held-out frames beside their report (`heldout.score`).
 
     Returns "rows", "unavailable" (score -> reason), "unreliable" (score -> reason), "curves" (row -> curves), "frames".
     """
     count, summary = len(heldout.ids), report["summary"]
-    unavailable = missing(networks, models_folder)
+    sound = heldout_frames.clip_sound(dataset)
+    unavailable = unheard(sound, heldout.ids) | missing(networks, models_folder)
     truth: dict[str, float] = {"lpips": 0.0, "fid": 0.0, "lmd": 0.0, "aue_lower": 0.0, "aue_upper": 0.0, "ssim": 1.0}
     ours = {name: summary[name] for name in ("psnr", "ssim", "lmd", "jitter") if name in summary}
     truth |= {"jitter": summary["jitter_truth"]} if "jitter_truth" in summary else {}
@@ -218,11 +216,14 @@ def table(
     if networks.inception is not None:
         ours["fid"] = fid(networks.inception, heldout.predictions, heldout.truth)
     curves = {}
-    for row, scores, images in ((TRUTH, truth, heldout.truth), (OURS, ours, heldout.predictions)):
-        found, curves[row] = sync_scores(footage(dataset, heldout.ids, images), networks)
-        scores |= found
+    if not unheard(sound, heldout.ids):
+        for row, scores, images in ((TRUTH, truth, heldout.truth), (OURS, ours, heldout.predictions)):
+            boxes = dataset.face_boxes[heldout.ids]
+            shown = Footage(heldout.ids, images, boxes, sound, dataset.num_frames, dataset.fps)
+            found, curves[row] = sync_scores(shown, networks)
+            scores |= found
     if models_folder:
-        _expressions(dataset, heldout, report, models_folder, truth, ours)
+        _expressions(dataset, heldout, report, models_folder, sound, truth, ours)
     rows = {
         row: {k: v for k, v in scores.items() if k not in unavailable} for row, scores in ((TRUTH, truth), (OURS, ours))
     }
@@ -231,17 +232,30 @@ def table(
     }  # fmt: skip
 
 
+def unheard(sound: np.ndarray | None, ids: np.ndarray) -> dict[str, str]:
+    """Score -> why a clip with this sound (None: none can be read) cannot have it on frames `ids` [n]."""
+    if sound is None:
+        return dict.fromkeys((*SYNC_SCORES, "silence_motion"), "the clip's sound cannot be read")
+    alone = "nowhere are five of the frames in a row"
+    return {} if len(lipsync.firsts(ids)) else dict.fromkeys(SYNC_SCORES, alone)
+
+
 def unreliable(count: int) -> dict[str, str]:
     """Scores that so few frames do not carry."""
-    names = ("fid", "lse_c", "lse_d", "sync", "offset_ms")
+    names = ("fid", *SYNC_SCORES)
     return dict.fromkeys(names, f"{count} frames, fewer than {ENOUGH}") if count < ENOUGH else {}
 
 
-def _expressions(dataset: Dataset, heldout: Any, report: Mapping, folder: str | Path, truth: dict, ours: dict) -> None:
-    """AUE and the lips in silence, added to both rows."""
+def _expressions(
+    dataset: Dataset, heldout: heldout_frames.Heldout, report: Mapping, folder: str | Path, sound: np.ndarray | None,
+    truth: dict, ours: dict,
+) -> None:  # fmt: skip
+    """AUE and, where there is sound, the lips in silence, added to both rows."""
     tracks = [track_faces(images, folder) for images in (heldout.predictions, heldout.truth)]
     ours |= {"aue_lower": aue(*tracks, LOWER), "aue_upper": aue(*tracks, UPPER)}
-    silent = silent_frames(audio_io.load_audio(dataset.audio_path), dataset.num_frames, dataset.fps)
+    if sound is None:
+        return
+    silent = silent_frames(sound, dataset.num_frames, dataset.fps)
     for row, name in ((ours, "lip_opening"), (truth, "lip_opening_truth")):
         opening = np.array([frame.get(name, np.nan) for frame in report["frames"]], np.float64)
         row["silence_motion"] = silence_motion(opening, heldout.ids, silent)
@@ -266,7 +280,7 @@ def driven(
         if boxes is None:
             boxes = face_boxes(face.fill_gaps(points)[:, face.POINTS_68])
     found, curves = sync_scores(Footage(ids, images, boxes, sound, count, fps), networks)
-    names = ("lse_c", "lse_d", "sync", "offset_ms", "jitter", "silence_motion")
+    names = (*SYNC_SCORES, "jitter", "silence_motion")
     return {
         "rows": {OURS: scores | found},
         "unavailable": {name: reason for name, reason in unavailable.items() if name in names},
