@@ -93,15 +93,22 @@ def _say(line: str, code: int) -> int:
 
 
 @contextlib.contextmanager
-def alone(workdir: Path) -> Iterator[None]:
-    """Makes `workdir` and holds it for one process: two runs would write over each other. Raises UserError if held."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / ".lock"
-    with path.open("w") as file:
+def alone(folder: Path, flag: str = "--workdir") -> Iterator[None]:
+    """Makes a folder, which `flag` names, and holds it for one process: two runs would write over each other.
+
+    Raises UserError if it is held, or cannot be made.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another {flag}") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
         except BlockingIOError as error:
-            raise UserError(f"{workdir}: another run is using it; wait for it, or give another --workdir") from error
+            raise UserError(f"{folder}: another run is using it; wait for it, or give another {flag}") from error
         try:
             yield
         finally:

@@ -249,18 +249,19 @@ def main(argv: list[str]) -> int:
     flags.out = Path(os.path.abspath(flags.out))
     source = open_source(flags)
     key = source_key(flags, source)
-    if made_from(flags.out) == key:
+    if made_from(flags.out) == key and (flags.out / "report.json").is_file():
         lines = json.loads((flags.out / "report.json").read_text())["checks"]
         show([report.Check(**line) for line in lines], flags.out)
         return 0
     steps = Steps(flags.out.with_name(f".{flags.out.name}.preprocess"), key)
-    try:
-        checks = make(flags, source, key, steps)
-    except UserError as error:
-        if not isinstance(error.__cause__, OSError):  # a full disk: finished steps stay
-            steps.clear()
-        raise
-    steps.clear()
+    with cli.alone(steps.folder, "--out"):
+        try:
+            checks = make(flags, source, key, steps)
+        except UserError as error:
+            if not isinstance(error.__cause__, OSError):  # a full disk: finished steps stay
+                steps.clear()
+            raise
+        steps.clear()
     show(checks, flags.out)
     return 0
 

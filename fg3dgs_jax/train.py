@@ -14,6 +14,7 @@ Every field is explained in fg3dgs_jax/training/defaults.py; add --config=FILE t
 
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from fg3dgs_jax import cli
@@ -40,8 +41,13 @@ def _open(config: ConfigDict, workdir: Path) -> Dataset:
         raise UserError("--config.data is missing: give a dataset folder, from `python -m fg3dgs_jax.preprocess`.")
     path = workdir / "data"
     if not (path / "meta.json").exists():
-        synthetic.make(path, config.synthetic.frames, config.synthetic.size, config.synthetic.seed)
-    return open_dataset(path)
+        loop.check(config)  # before anything is written
+        with cli.alone(workdir):
+            synthetic.make(path, config.synthetic.frames, config.synthetic.size, config.synthetic.seed)
+    dataset = open_dataset(path, config.audio_features)
+    if (dataset.num_frames, dataset.width) != (config.synthetic.frames, config.synthetic.size):
+        raise UserError(f"{path}: holds a clip of another length or size; remove it, or give another --workdir")
+    return dataset
 
 
 def main(argv: list[str]) -> int:
@@ -64,8 +70,12 @@ def finish(workdir: Path, config: ConfigDict) -> None:
     head = Head.load(workdir)
     report = heldout.evaluate(head.dataset, head.render, workdir, models=config.models or None, track=console.track)
     console.show(console.score_table(report))
-    sound = audio.load_audio(head.dataset.audio_path), audio.SAMPLE_RATE
-    speech.write(speech.Output(workdir / "result.mp4"), head, head.own_windows(), sound, track=console.track)
+    sound = heldout.clip_sound(head.dataset)
+    if sound is None:
+        print(f"{head.dataset.audio_path}: cannot be read; result.mp4 is silent")
+        sound = np.zeros(round(head.dataset.num_frames * audio.SAMPLE_RATE / head.dataset.fps), np.float32)
+    heard = sound, audio.SAMPLE_RATE
+    speech.write(speech.Output(workdir / "result.mp4"), head, head.own_windows(), heard, track=console.track)
     print(f"wrote {workdir}/result.mp4, heldout.mp4, heldout.jpg and evaluation.json")
 
 

@@ -177,6 +177,16 @@ def saved_run(change=None, damage=None):
     return prepare
 
 
+def workdir_that_is_a_file(folder: Path, patch, dataset: Path) -> list[str]:
+    (folder / "run").write_text("years of work")
+    return on_dataset()(folder, patch, dataset)
+
+
+def procedural_clip_of_another_size(folder: Path, patch, dataset: Path) -> list[str]:
+    shutil.copytree(dataset, folder / "run" / "data")
+    return train_row()(folder, patch)
+
+
 def other_seed(info: dict) -> dict:
     return {**info, "config": {**info["config"], "seed": 7}}
 
@@ -218,6 +228,27 @@ TRAIN = [
     ("no such dataset", r"nowhere", train_row("--config.data=nowhere")),
     ("dataset that is a file", r"README\.md", train_row(f"--config.data={ROOT / 'README.md'}")),
     ("no such LPIPS weights", r"nowhere\.st: no such file", on_dataset("--config.judges.lpips=nowhere.st")),
+    ("no such weights, no clip either", r"nowhere\.st: no such file", train_row("--config.judges.sync=nowhere.st")),
+    ("never saving", r"--config\.save_every=0: must be at least 1", train_row("--config.save_every=0")),
+    ("a negative seed", r"--config\.seed=-1: must be from 0", train_row("--config.seed=-1")),
+    ("no such region", r"the region 'nose'", train_row("--config.layers=('nose',)")),
+    ("no region", r"--config\.layers=\(\): must name the regions", train_row("--config.layers=()")),
+    (
+        "more points than room",
+        r"points=900: is more than its capacity of 512",
+        train_row("--config.regions.face.points=900"),
+    ),
+    (
+        "a grid without levels",
+        r"face\.grid\.levels=0: must be from 1",
+        train_row("--config.regions.face.grid.levels=0"),
+    ),
+    ("no such backend", r"backend: 'fast' is none of auto", train_row("--config.rasterizer.backend=fast")),
+    ("no regular expression", r"groups\.sh\.pattern: is no regular", train_row("--config.groups.sh.pattern=(")),
+    ("a rate of zero", r"rates\.means=.*two rates above 0", train_row("--config.stages.static.rates.means=(0.0, 0.0)")),
+    ("a lip-sync expert of three frames", r"judges 5 frames", train_row("--config.stages.alignment.frames=3")),
+    ("a working directory that is a file", r"run: cannot be written", workdir_that_is_a_file),
+    ("procedural clip of another size", r"another length or size", procedural_clip_of_another_size),
     ("unknown stage", r"stage 'warp'", on_dataset("--config.schedule=('warp',)")),
     (
         "cameras in an unknown stage",
@@ -301,6 +332,7 @@ CONVERT = [
     ),
     ("unknown weights", r"weights\.pth: holds none of the weights", convert_row(LINEAR)),
     ("weights of another kind", r"weights\.pth: not the lpips weights", convert_row(LINEAR, "--kind=lpips")),
+    ("a head into a file", r"weights\.pth: is a file", convert_row(LINEAR, "--data=x", "--out=weights.pth")),
     ("not a safetensors name", r"--out x\.bin: must end in", convert_row(LINEAR, "--out=x.bin")),
 ]
 

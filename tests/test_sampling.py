@@ -13,8 +13,24 @@ def metric(count=200, seed=0):
     return np.random.default_rng(seed).random(count).astype(np.float32)
 
 
+def lips(stop):
+    """TG's static stage of the face: the inner mouth opens, in windows of 32 % of its range."""
+    return sampling.Curriculum("lips", 15, 0, stop, lower=(0.0, 0.68), upper=(0.32, 1.0))
+
+
+def blink(start, stop):
+    """TG's motion stage of the face: from open eyes to closed ones."""
+    return sampling.Curriculum("blink", 15, start, stop, lower=(-0.05, 0.85), upper=(0.4, 1.3))
+
+
+def mouth(start, stop):
+    """TG's mouth branch: wide open mouths only, then every 7th step, down to the 25th percentile."""
+    wide = sampling.Curriculum("mouth", 1, 0, start, lower=(0.95, 0.95), upper=(1.0, 1.0), by="rank")
+    return wide, sampling.Curriculum("mouth", 7, start, stop, lower=(0.95, 0.25), upper=(1.0, 1.0), by="rank")
+
+
 def all_curricula():
-    return [sampling.lips(100), sampling.blink(100, 1000)]
+    return [lips(100), blink(100, 1000)]
 
 
 @settings(deadline=None)  # a busy machine is no failure
@@ -52,7 +68,7 @@ def test_epochs_stay_whole_around_curriculum_steps():
         assert sorted(free[start : start + 40]) == list(range(40))
 
 
-@pytest.mark.parametrize("curriculum", [sampling.lips(100), sampling.blink(100, 1000), *sampling.mouth(100, 1000)])
+@pytest.mark.parametrize("curriculum", [lips(100), blink(100, 1000), *mouth(100, 1000)])
 def test_frames_lie_in_the_sliding_window(curriculum):
     """TG Eq. 6: lower bound + k T <= metric <= upper bound + k T."""
     values = metric()
@@ -72,7 +88,7 @@ def test_frames_lie_in_the_sliding_window(curriculum):
 
 def test_windows_slide_from_small_to_large_motion():
     values = metric()
-    sampler = sampling.FrameSampler(range(200), 1, [sampling.lips(3000)], {"lips": values})
+    sampler = sampling.FrameSampler(range(200), 1, [lips(3000)], {"lips": values})
     seen = [values[sampler.frame_id(step)] for step in range(0, 3000, 15)]
     assert np.mean(seen[:50]) < 0.4 and np.mean(seen[-50:]) > 0.6
 
@@ -85,13 +101,13 @@ def test_an_empty_window_takes_the_nearest_frames():
 
 
 def test_a_metric_that_never_moves_is_no_trouble():
-    sampler = sampling.FrameSampler(range(10), 0, [sampling.lips(90)], {"lips": np.zeros(10, np.float32)})
+    sampler = sampling.FrameSampler(range(10), 0, [lips(90)], {"lips": np.zeros(10, np.float32)})
     assert set(sampler.frame_ids(0, 90)) == set(range(10))
 
 
 def test_overlapping_curricula_and_no_ids_are_refused():
     metrics = {"lips": metric(), "blink": metric()}
-    with pytest.raises(ValueError, match="overlap"):
-        sampling.FrameSampler(range(10), 0, [sampling.lips(100), sampling.blink(50, 200)], metrics)
+    with pytest.raises(UserError, match="overlap in steps 50 to 99"):
+        sampling.FrameSampler(range(10), 0, [lips(100), blink(50, 200)], metrics)
     with pytest.raises(UserError, match="no frame is left"):
         sampling.FrameSampler([], 0)

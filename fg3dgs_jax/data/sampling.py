@@ -9,6 +9,8 @@ import numpy as np
 
 from fg3dgs_jax.errors import UserError
 
+METRICS = ("lips", "mouth", "blink")  # of every clip: `Clip.metrics`
+
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
@@ -43,27 +45,10 @@ class Curriculum:
         return self.start <= step < self.stop and step % self.every == 0
 
 
-def lips(stop: int = 3000) -> Curriculum:
-    """TG's static stage of the face: the inner mouth opens, in windows of 32 % of its range."""
-    return Curriculum("lips", 15, 0, stop, lower=(0.0, 0.68), upper=(0.32, 1.0))
-
-
-def blink(start: int = 3000, stop: int = 40000) -> Curriculum:
-    """TG's motion stage of the face: from open eyes to closed ones, AU45 in [k/40k - 0.15, k/40k + 0.3]."""
-    first = start / stop
-    return Curriculum("blink", 15, start, stop, lower=(first - 0.15, 0.85), upper=(first + 0.3, 1.3))
-
-
-def mouth(start: int = 3000, stop: int = 39000) -> tuple[Curriculum, Curriculum]:
-    """TG's mouth branch: wide open mouths (AU25's top 5 %) only, then every 7th step, down to the 25th percentile."""
-    wide = Curriculum("mouth", 1, 0, start, lower=(0.95, 0.95), upper=(1.0, 1.0), by="rank")
-    return wide, Curriculum("mouth", 7, start, stop, lower=(0.95, 0.25), upper=(1.0, 1.0), by="rank")
-
-
 class FrameSampler:
     """`frame_id(step)` for ids [n]: each epoch of steps that no curriculum holds sees every id once, in a new order.
 
-    `metrics`: f32 [T] by name, indexed by frame id. Curricula must not overlap in steps.
+    `metrics`: f32 [T] by name, indexed by frame id. Raises UserError: no ids, or curricula that overlap in steps.
     """
 
     def __init__(self, ids: Sequence[int], seed: int, curricula: Sequence[Curriculum] = (),
@@ -75,7 +60,10 @@ class FrameSampler:
         self.curricula = sorted((c for c in curricula if c.stop > c.start), key=lambda c: c.start)
         for before, after in zip(self.curricula, self.curricula[1:], strict=False):
             if before.stop > after.start:
-                raise ValueError(f"curricula overlap in steps: {before}, {after}")
+                raise UserError(
+                    f"the curricula of {before.metric!r} and {after.metric!r} overlap in steps {after.start} to "
+                    f"{before.stop - 1}; end the first before the second (--config.stages.*.curricula)"
+                )
         self._position = {c: _position(np.asarray(metrics[c.metric])[self.ids], c.by) for c in self.curricula}
         self._epoch, self._order = -1, self.ids
 

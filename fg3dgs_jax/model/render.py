@@ -12,7 +12,7 @@ from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model import motion as motion_lib
 from fg3dgs_jax.model import talking_gaussian
 from fg3dgs_jax.model.hashgrid import GridSpec
-from fg3dgs_jax.rasterizer import NEAR, rasterize
+from fg3dgs_jax.rasterizer import BACKENDS, NEAR, rasterize
 from fg3dgs_jax.rasterizer import ffi as rasterizer_calls
 from fg3dgs_jax.types import Camera, Condition, Deltas, Gaussians, Rendered
 
@@ -46,6 +46,10 @@ class RasterOptions:
     backend: str = "auto"
     max_pairs: int | None = None
     deterministic: bool = False
+
+    def __post_init__(self):
+        if self.backend not in BACKENDS:
+            raise ValueError(f"{self.backend!r} is none of {', '.join(BACKENDS)}")
 
 
 USUAL = RasterOptions()

@@ -76,18 +76,24 @@ def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
     return rows.min(), rows.max() + 1, cols.min(), cols.max() + 1
 
 
+def check(config: ConfigDict) -> None:
+    """Refuses a config that no dataset could make run. Raises UserError."""
+    checks.check(config)
+    judges.load(config)
+
+
 def prepare(config: ConfigDict, dataset: Dataset, workdir: Path) -> Run:
     """Checks a config against a dataset. Raises UserError before any work is done."""
+    checks.check(config)
     found = stages.stages(config)
-    if not found:
-        raise UserError("--config.schedule: names no stage; a run needs at least one.")
     spec = stages.head_spec(config, dataset.audio_features.shape[1:], dataset.expression.shape[1], dataset.extent)
     graphs, shapes = motion_structure(spec)
     tasks, networks = stages.tasks(config, _crops(dataset)), jax.device_put(judges.load(config))
     run = Run(config, dataset, workdir, spec, graphs, tasks, found, networks)
     for stage in found:
         _check_frames(dataset, stage)
-    stages.check_pose(config, found)
+        _sampler(run, stage)
+    checks.check_pose(config, found)
     fields = {field.name: 0 for field in dataclasses.fields(Gaussians)}
     for path in optim.paths({name: {"gaussians": fields, "motion": shapes[name]} for name in config.layers}):
         optim.group_of(path, plan(run, found[0], None).rates.groups)
@@ -196,12 +202,15 @@ def _save(run: Run, state: TrainState) -> None:
     checkpoint.save(run.workdir, int(state.step), state, _info(run), keep=run.config.keep)
 
 
-def _frames(run: Run, stage: stages.Stage, start: int) -> Iterable:
+def _sampler(run: Run, stage: stages.Stage) -> FrameSampler:
     ids = run.dataset.train_ids
     if stage.frames > 1:
         ids = snippet_starts(ids, stage.frames)
-    sampler = FrameSampler(ids, run.config.seed, stage.curricula, run.dataset.metrics)
-    return prefetch(run.dataset, sampler.frame_ids(start, stage.stop), length=stage.frames)
+    return FrameSampler(ids, run.config.seed, stage.curricula, run.dataset.metrics)
+
+
+def _frames(run: Run, stage: stages.Stage, start: int) -> Iterable:
+    return prefetch(run.dataset, _sampler(run, stage).frame_ids(start, stage.stop), length=stage.frames)
 
 
 def _run_segment(run, stage, state, max_pairs, interrupt, track, preview) -> tuple[TrainState, int | None]:

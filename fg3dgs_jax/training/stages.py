@@ -6,20 +6,18 @@ Steps of a config are those of a full run; `schedule_scale` shortens every stage
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from fg3dgs_jax.data.sampling import Curriculum
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.losses.terms import FRAME_TERMS, NEEDS, REGION_TERMS, SNIPPET_TERMS
+from fg3dgs_jax.losses.terms import NEEDS, SNIPPET_TERMS
 from fg3dgs_jax.model.deltas import OUTPUTS
 from fg3dgs_jax.model.hashgrid import GridSpec
 from fg3dgs_jax.model.motion import KINDS
 from fg3dgs_jax.model.render import HeadSpec, RegionSpec
 from fg3dgs_jax.types import Label
-
-KINDS_OF_DENSIFYING = ("classic", "relocation")
 
 log = logging.getLogger(__name__)
 
@@ -108,25 +106,6 @@ def _curricula(config: ConfigDict, first: int, scale: float) -> tuple[Curriculum
     return tuple(found)
 
 
-def _check(config: ConfigDict, name: str) -> None:
-    """Raises UserError where a stage names what does not exist."""
-    if name not in config.stages:
-        raise UserError(f"--config.schedule names the stage {name!r}, which --config.stages does not define.")
-    entry, field = config.stages[name], f"--config.stages.{name}"
-    if entry.densify.kind not in KINDS_OF_DENSIFYING:
-        raise UserError(f"{field}.densify.kind: {entry.densify.kind!r} is none of {', '.join(KINDS_OF_DENSIFYING)}.")
-    known = {*REGION_TERMS, *FRAME_TERMS, *(SNIPPET_TERMS if entry.frames > 1 else ())}
-    for term in entry.weights:
-        if term not in known:
-            raise UserError(f"{field}.weights.{term}: no such loss term; there are {', '.join(sorted(known))}.")
-    for group in [*entry.rates, *entry.only]:
-        if group not in config.groups:
-            raise UserError(f"{field}.rates.{group}: no such group in --config.groups.")
-    for group, regions in entry.only.items():
-        if unknown := set(regions) - set(config.layers):
-            raise UserError(f"{field}.only.{group}: no region {min(unknown)!r} among --config.layers.")
-
-
 def _present(config: ConfigDict) -> list[tuple[str, int]]:
     """(name, steps of a full run) of the stages whose judge is there.
 
@@ -135,7 +114,6 @@ def _present(config: ConfigDict) -> list[tuple[str, int]]:
     """
     found: list[tuple[str, int]] = []
     for name in config.schedule:
-        _check(config, name)
         entry = config.stages[name]
         judge = next((NEEDS[term] for term in SNIPPET_TERMS if entry.frames > 1 and entry.weights.get(term)), "")
         if not judge or config.judges[judge]:
@@ -182,25 +160,6 @@ def stages(config: ConfigDict) -> tuple[Stage, ...]:
     return tuple(found)
 
 
-def check_pose(config: ConfigDict, found: Sequence[Stage]) -> None:
-    """Raises UserError where `config.pose` asks for what cannot be."""
-    pose, names = config.pose, {stage.name: stage for stage in found}
-    if not pose.refine:
-        return
-    for name in pose.stages:
-        if name not in names:
-            raise UserError(f"--config.pose.stages: no stage {name!r} runs; there are {', '.join(names)}.")
-        if names[name].frames > 1:
-            raise UserError(f"--config.pose.stages: {name!r} renders several frames a step; cameras learn from one.")
-    for field in ("rate", "focal_rate"):
-        ends = tuple(pose[field])
-        if (len(ends) != 2 or min(ends) <= 0.0) and not (field == "focal_rate" and ends == (0.0, 0.0)):
-            raise UserError(f"--config.pose.{field}={ends}: expected two rates above 0.")
-    for field in ("smooth", "near"):
-        if pose[field] < 0.0:
-            raise UserError(f"--config.pose.{field}={pose[field]}: a weight is 0 or above.")
-
-
 def _bits(names: tuple[str, ...], field: str) -> int:
     bits = 0
     for name in names:
@@ -239,13 +198,9 @@ def head_spec(config: ConfigDict, audio_shape: tuple[int, int], expression_dim: 
             raise UserError(
                 f"--config.regions.{name}.predicts: {strange[0]!r} is not one of {', '.join(OUTPUTS)}, or there twice."
             )
-        grid = GridSpec(
-            levels=region.grid.levels,
-            min_resolution=region.grid.min_resolution,
-            max_resolution=region.grid.max_resolution,
-            features=region.grid.features,
-            log2_table=region.grid.log2_table,
-            bound=region.grid.bound * extent,
-        )
+        try:
+            grid = GridSpec(**{**region.grid.to_dict(), "bound": region.grid.bound * extent})
+        except ValueError as error:
+            raise UserError(f"--config.regions.{name}.grid: {error}") from None
         regions.append(RegionSpec(name, region.motion, grid, tuple(region.predicts)))
     return HeadSpec(tuple(regions), tuple(audio_shape), expression_dim, config.sh_degree)
