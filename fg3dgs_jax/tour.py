@@ -24,6 +24,7 @@ from fg3dgs_jax.inference.control import Control
 from fg3dgs_jax.inference.head import Head
 
 COLUMNS, SECONDS = 6, 3.0
+SHOWN = 10  # the frame of a speech that stands for it
 STRIP = 26  # pixels, for a line of text
 CHECKS = 12  # squares along an edge of the pattern behind a transparent head
 
@@ -89,7 +90,7 @@ def speech_pictures(head: Head, speak: Callable, quiet: Callable) -> dict[str, n
     return {
         "speaks": row(some(speak(still)), "one pose, one expression: only sound moves it"),
         "silent": row(some(quiet(still)), "silence: the most closed mouth, and still"),
-        "gain": row([speak(Control("still", "still", gain=gain))[10] for gain in (0.0, 0.5, 1.0, 1.5)],
+        "gain": row([speak(Control("still", "still", gain=gain))[SHOWN] for gain in (0.0, 0.5, 1.0, 1.5)],
                     "mouth motion times 0, 0.5, 1, 1.5"),
         "idle": row(some(speak(Control("idle", "clip"))), "gentle motion of its own"),
         "orbit": row(some(quiet(Control("still", "still", orbit=20.0, orbit_seconds=SECONDS))),
@@ -119,9 +120,10 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     cli.enable_compilation_cache()
     head = Head.load(flags.workdir, flags.data)
-    sound = audio_io.load_audio(flags.audio or head.dataset.audio_path, whole=True)[
-        : int(SECONDS * audio_io.SAMPLE_RATE)
-    ]
+    path = flags.audio or head.dataset.audio_path
+    sound = audio_io.load_audio(path, whole=True)[: int(SECONDS * audio_io.SAMPLE_RATE)]
+    if audio_io.num_frames(sound, head.dataset.fps) <= SHOWN:
+        raise UserError(f"{path}: lasts under half a second; give some words with --audio")
     own = head.dataset.audio_name != "logmel" and not flags.audio
     ear = head.own_windows()[: int(SECONDS * head.dataset.fps) + 8] if own else sound
     quiet = np.repeat(head.rest[:1], len(ear), 0) if own else np.zeros_like(sound)
