@@ -14,7 +14,7 @@ namespace fg3dgs {
 // Runs body(worker, item) for every item in [0, count), worker < max(1, num_threads); body must not throw.
 //
 // The calling thread takes part, and waits only for items that another thread has already begun. So it never depends on
-// a free thread in the pool, and many calls at once cannot deadlock. A helper that starts late finds nothing left and
+// a free thread in the pool, and many calls at once cannot deadlock. A task that starts late finds nothing left and
 // touches only the shared counters, which it keeps alive.
 template <class Body>
 void parallel_for(const Executor& executor, int64_t count, const Body& body) {
@@ -38,8 +38,8 @@ void parallel_for(const Executor& executor, int64_t count, const Body& body) {
       job->finished.notify_all();
     }
   };
-  const int64_t helpers = executor.num_threads - 1 < count - 1 ? executor.num_threads - 1 : count - 1;
-  for (int64_t i = 0; i < helpers; ++i) executor.schedule(work);
+  const int64_t others = executor.num_threads - 1 < count - 1 ? executor.num_threads - 1 : count - 1;
+  for (int64_t i = 0; i < others; ++i) executor.schedule(work);
   work();
   for (int spin = 0; spin < 2000 && job->done.load() != count; ++spin) {
 #if defined(__x86_64__)

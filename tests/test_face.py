@@ -56,11 +56,6 @@ def test_gaze_is_right_and_up_of_the_image():
         assert track[52:58].min() > 0.9 and np.abs(track[:48]).max() < 0.05
 
 
-def test_jaw_opening_is_open_minus_closed_lips():
-    shapes = blendshapes(3, jawOpen=[0.1, 0.5, 0.4], mouthClose=[0.0, 0.1, 0.4])
-    np.testing.assert_allclose(face.jaw_opening(shapes, NAMES), [0.1, 0.4, 0.0], atol=1e-6)
-
-
 def test_gaps_are_filled_linearly_and_at_the_ends_by_the_nearest():
     track = np.array([np.nan, 1, np.nan, np.nan, 4, np.nan], np.float32)[:, None]
     np.testing.assert_allclose(face.fill_gaps(track)[:, 0], [1, 1, 2, 3, 4, 4])

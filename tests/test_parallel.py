@@ -24,7 +24,7 @@ int main() {
   }
   for (auto& task : waiting) task();  // the threads come back after the call has returned: nothing is left to do
   for (int v : visits) if (v != 1) return 1;
-  std::printf("%zu helpers came late\\n", waiting.size());
+  std::printf("%zu tasks came late\\n", waiting.size());
 }
 """
 
@@ -36,4 +36,4 @@ def test_a_call_finishes_by_itself_where_no_thread_is_free(tmp_path):
     compiler = (sysconfig.get_config_var("CXX") or "c++").split()[0]
     subprocess.run([compiler, "-std=c++17", "-O1", f"-I{CSRC}", source, "-o", program, "-pthread"], check=True)
     done = subprocess.run([program], capture_output=True, text=True, timeout=60)  # seconds; a deadlock lasts for ever
-    assert done.returncode == 0 and done.stdout == "3 helpers came late\n"
+    assert done.returncode == 0 and done.stdout == "3 tasks came late\n"

@@ -102,7 +102,7 @@ def test_the_page_has_room_for_everything():
     cells = [np.full((sheet.CELL, sheet.CELL, 3), 50 * k, np.uint8) for k in range(5)]
     width = 4 * sheet.CELL
     strip = sheet.curves([("a", np.arange(9.0), (255, 0, 0)), ("flat", np.ones(9), (0, 255, 0))], width, 120, "t", "x")
-    text = sheet.table([("name", "warn", "value", "fix"), ("b", "pass", "v", "")], width, 2)
+    text = sheet.table([("name", "warn", "value", "fix"), ("b", "pass", "v", "")], width)
     page = sheet.page(cells, 4, [strip, text])
     assert page.shape == (2 * sheet.CELL + strip.shape[0] + text.shape[0], width, 3)
     assert (strip[:, :, 0] > 200).any() and (page[: sheet.CELL, sheet.CELL] == 50).all()

@@ -167,8 +167,3 @@ def centred(track: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
     known = track if among is None else among
     middle = np.median(known)
     return np.clip((track - middle) / max(np.percentile(np.abs(known - middle), 97), 2 * MIN_SPREAD), -1.5, 1.5)
-
-
-def jaw_opening(blendshapes: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """f32 [T]: jawOpen minus mouthClose, the stand-in for the action units 25 and 26."""
-    return (blendshapes[:, names.index("jawOpen")] - blendshapes[:, names.index("mouthClose")]).astype(np.float32)

@@ -69,15 +69,14 @@ def write(picture: np.ndarray, text: str, place: tuple[int, int], size: float = 
     cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
 
 
-def table(rows: Sequence[tuple[str, str, str, str]], width: int, columns: int = 1) -> np.ndarray:
+def table(rows: Sequence[tuple[str, str, str, str]], width: int) -> np.ndarray:
     """The report's lines (name, status, value, fix)."""
-    per_column = -(-len(rows) // columns)
-    picture = np.full((24 * per_column + 16, width, 3), PAPER, np.uint8)
+    picture = np.full((24 * len(rows) + 16, width, 3), PAPER, np.uint8)
     for index, (name, status, value, fix) in enumerate(rows):
-        x, y = 10 + index // per_column * (width // columns), 24 + 24 * (index % per_column)
-        write(picture, status, (x, y), 0.45, STATUS[status])
-        write(picture, name, (x + 50, y), 0.45)
-        write(picture, value + (f"  ->  {fix}" if fix else ""), (x + 175, y), 0.42)
+        y = 24 + 24 * index
+        write(picture, status, (10, y), 0.45, STATUS[status])
+        write(picture, name, (60, y), 0.45)
+        write(picture, value + (f"  ->  {fix}" if fix else ""), (185, y), 0.42)
     return picture
 
 

@@ -17,7 +17,6 @@ from fg3dgs_jax.losses.lpips import check_shapes
 
 FRAMES = 5  # consecutive, at 25 FPS
 CROP = 96  # pixels: edge of the face before its upper half is cut off
-MEL_SHAPE = (80, 16)  # bands, columns at 80 a second
 TINY = 1e-6
 
 # (channels, kernel, strides, padding, residual) of each layer; kernel and strides as (height, width).

@@ -11,7 +11,6 @@ from fg3dgs_jax.losses.lpips import check_shapes
 
 FRAMES = 5
 SIDE = 224  # pixels: edge of the face it sees
-MFCC_SHAPE = (13, 20)
 SHIFT = 15  # frames: the largest offset between sound and picture that is tried
 EPSILON = 1e-5
 

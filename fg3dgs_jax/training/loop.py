@@ -17,7 +17,7 @@ from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.model import cameras as camera_lib
 from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model.render import HeadSpec, RasterOptions, create_motions, motion_structure
-from fg3dgs_jax.training import cameras, checkpoint, judges, optim, seeds, stages
+from fg3dgs_jax.training import cameras, checkpoint, checks, judges, optim, seeds, stages
 from fg3dgs_jax.training.previews import Preview
 from fg3dgs_jax.training.progress import Progress
 from fg3dgs_jax.training.signals import Interrupt, Stopped

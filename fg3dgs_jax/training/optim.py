@@ -1,6 +1,6 @@
 """Learning rates and freezing as data: a regex names a group of parameters, a stage names the group's rates.
 
-The moments of the Gaussians mirror their parameters, so that densification moves both through one helper.
+The moments of the Gaussians mirror their parameters, so that densification moves both by one function.
 """
 
 import dataclasses
