@@ -36,7 +36,7 @@ from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.training.signals import EXIT_STOPPED, Stopped
 
 EXIT_BAD_INPUT = 2
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):

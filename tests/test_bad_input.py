@@ -321,6 +321,11 @@ def convert_row(content: bytes | None, *argv: str):
     return prepare
 
 
+def head_into_a_file(folder: Path, patch) -> list[str]:
+    checkpoint = convert_row(LINEAR)(folder, patch)[0]
+    return [checkpoint, "--data=x", f"--out={folder / 'weights.pth'}"]
+
+
 LINEAR = zip_bytes({"fc.weight": Tensor(np.ones((2, 2), np.float32))})
 CONVERT = [
     ("no such weights", r"weights\.pth: no such file", convert_row(None)),
@@ -332,7 +337,7 @@ CONVERT = [
     ),
     ("unknown weights", r"weights\.pth: holds none of the weights", convert_row(LINEAR)),
     ("weights of another kind", r"weights\.pth: not the lpips weights", convert_row(LINEAR, "--kind=lpips")),
-    ("a head into a file", r"weights\.pth: is a file", convert_row(LINEAR, "--data=x", "--out=weights.pth")),
+    ("a head into a file", r"weights\.pth: is a file", head_into_a_file),
     ("not a safetensors name", r"--out x\.bin: must end in", convert_row(LINEAR, "--out=x.bin")),
 ]
 

@@ -48,6 +48,7 @@ def raising(error):
         (Stopped("saved at step 12"), 75, "stopped: saved at step 12"),
         (KeyboardInterrupt(), 75, "run the same command again"),
         (OSError(errno.ENOSPC, "No space left on device", "out/x.npz"), 2, "disk is full while writing out/x.npz"),
+        (OSError(errno.EFBIG, "File too large", "out/x.npz"), 2, "disk is full while writing out/x.npz"),
     ],
 )
 def test_expected_failures_are_one_line(error, code, words, capsys):
