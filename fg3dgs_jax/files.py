@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fg3dgs_jax.errors import UserError
@@ -22,4 +22,5 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # the folder is a file
+            partial.unlink(missing_ok=True)

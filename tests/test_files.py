@@ -22,5 +22,9 @@ def test_a_failed_block_leaves_what_was_there_before(tmp_path):
     with pytest.raises(UserError, match=r"a.json: cannot be written"), replacing(tmp_path / "a.json") as partial:
         partial.write_text("half")
         raise OSError(28, "No space left on device")
+    for folder in ("nowhere", "a.json"):  # absent, or a file
+        path = tmp_path / folder / "b.json"
+        with pytest.raises(UserError, match=r"b.json: cannot be written"), replacing(path) as partial:
+            partial.write_text("new")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "old"
