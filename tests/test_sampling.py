@@ -30,14 +30,15 @@ def mouth(start, stop):
 
 
 def all_curricula():
-    return [lips(100), blink(100, 1000)]
+    """One after the other, and two side by side, as in configs/talking_gaussian.py."""
+    return [lips(100), *mouth(60, 900), blink(100, 1000)]
 
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(seed=st.integers(0, 2**31), step=st.integers(0, 10**6), size=st.integers(1, 50))
 def test_a_frame_depends_on_seed_and_step_only(seed, step, size):
     ids = np.arange(size) * 3
-    metrics = {"lips": metric(), "blink": metric(seed=1)}
+    metrics = {"lips": metric(), "blink": metric(seed=1), "mouth": metric(seed=2)}
     warm = sampling.FrameSampler(ids, seed, all_curricula(), metrics)
     for other in (step + 7, 0, step // 2):
         warm.frame_id(other)
@@ -62,7 +63,8 @@ def test_epochs_and_seeds_differ():
 def test_epochs_stay_whole_around_curriculum_steps():
     """Steps that a curriculum takes are left out of the count of the epoch."""
     curricula = all_curricula()
-    sampler = sampling.FrameSampler(range(40), 0, curricula, {"lips": metric(), "blink": metric()})
+    metrics = {name: metric() for name in sampling.METRICS}
+    sampler = sampling.FrameSampler(range(40), 0, curricula, metrics)
     free = [sampler.frame_id(step) for step in range(1500) if not any(c.holds(step) for c in curricula)]
     for start in range(0, len(free) - 40, 40):
         assert sorted(free[start : start + 40]) == list(range(40))
@@ -75,7 +77,7 @@ def test_frames_lie_in_the_sliding_window(curriculum):
     sampler = sampling.FrameSampler(range(200), 1, [curriculum], {curriculum.metric: values})
     low, high = np.percentile(values, [1, 99])
     steps = [step for step in range(curriculum.start, curriculum.stop) if curriculum.holds(step)]
-    assert len(steps) == curriculum.steps_before(curriculum.stop)
+    assert len(steps) == len(range(-(-curriculum.start // curriculum.every), -(-curriculum.stop // curriculum.every)))
     for step in steps:
         value = values[sampler.frame_id(step)]
         lower, upper = curriculum.window(step)
@@ -105,9 +107,17 @@ def test_a_metric_that_never_moves_is_no_trouble():
     assert set(sampler.frame_ids(0, 90)) == set(range(10))
 
 
-def test_overlapping_curricula_and_no_ids_are_refused():
-    metrics = {"lips": metric(), "blink": metric()}
-    with pytest.raises(UserError, match="overlap in steps 50 to 99"):
-        sampling.FrameSampler(range(10), 0, [lips(100), blink(50, 200)], metrics)
+def test_curricula_side_by_side_take_turns():
+    """A step that two hold is the rarer one's, so that neither starves the other."""
+    rare = sampling.Curriculum("lips", 6, 0, 60, lower=(0.9, 0.9), upper=(1.0, 1.0), by="rank")
+    often = sampling.Curriculum("mouth", 2, 0, 60, lower=(0.0, 0.0), upper=(0.1, 0.1), by="rank")
+    values = np.arange(100, dtype=np.float32)
+    sampler = sampling.FrameSampler(range(100), 0, [often, rare], {"lips": values, "mouth": values})
+    frames = [sampler.frame_id(step) for step in range(60)]
+    assert min(frames[::6]) >= 89 and max(frames[2::6] + frames[4::6]) <= 10
+    assert len(set(frames[1::2])) == 30  # all others: one epoch, no frame twice
+
+
+def test_no_ids_are_refused():
     with pytest.raises(UserError, match="no frame is left"):
         sampling.FrameSampler([], 0)

@@ -2,6 +2,8 @@
 nothing. Shuffled epochs, and TalkingGaussian's incremental sampling (TG Eq. 6) as data."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -35,11 +37,6 @@ class Curriculum:
         lower, upper = (first + (last - first) * part for first, last in (self.lower, self.upper))
         return lower, upper
 
-    def steps_before(self, step: int) -> int:
-        """How many steps before `step` belong to this curriculum."""
-        stop = min(max(step, self.start), self.stop)
-        return -(-stop // self.every) + (-self.start // self.every)
-
     def holds(self, step: int) -> bool:
         """Whether this curriculum chooses the frame of a step."""
         return self.start <= step < self.stop and step % self.every == 0
@@ -48,7 +45,8 @@ class Curriculum:
 class FrameSampler:
     """`frame_id(step)` for ids [n]: each epoch of steps that no curriculum holds sees every id once, in a new order.
 
-    `metrics`: f32 [T] by name, indexed by frame id. Raises UserError: no ids, or curricula that overlap in steps.
+    `metrics`: f32 [T] by name, indexed by frame id. Curricula may run side by side; a step that several hold belongs to
+    the one that holds the fewest. Raises UserError: no ids.
     """
 
     def __init__(self, ids: Sequence[int], seed: int, curricula: Sequence[Curriculum] = (),
@@ -57,13 +55,7 @@ class FrameSampler:
         if not len(self.ids):
             raise UserError("no frame is left to train on; check the dataset's train split and its masks")
         self.seed = seed
-        self.curricula = sorted((c for c in curricula if c.stop > c.start), key=lambda c: c.start)
-        for before, after in zip(self.curricula, self.curricula[1:], strict=False):
-            if before.stop > after.start:
-                raise UserError(
-                    f"the curricula of {before.metric!r} and {after.metric!r} overlap in steps {after.start} to "
-                    f"{before.stop - 1}; end the first before the second (--config.stages.*.curricula)"
-                )
+        self.curricula = sorted((c for c in curricula if c.stop > c.start), key=lambda c: -c.every)
         self._position = {c: _position(np.asarray(metrics[c.metric])[self.ids], c.by) for c in self.curricula}
         self._epoch, self._order = -1, self.ids
 
@@ -72,11 +64,21 @@ class FrameSampler:
         for curriculum in self.curricula:
             if curriculum.holds(step):
                 return self._draw(curriculum, step)
-        place = step - sum(c.steps_before(step) for c in self.curricula)
-        epoch, offset = divmod(place, len(self.ids))
+        epoch, offset = divmod(step - self._held_before(step), len(self.ids))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.ids)
         return int(self._order[offset])
+
+    def _held_before(self, step: int) -> int:
+        """How many steps before `step` belong to curricula: those of each, less those that several hold, and so on."""
+        total = 0
+        for size in range(1, len(self.curricula) + 1):
+            for group in itertools.combinations(self.curricula, size):
+                every = math.lcm(*(c.every for c in group))
+                start, stop = max(c.start for c in group), min(step, *(c.stop for c in group))
+                both = -(-stop // every) + (-start // every) if stop > start else 0
+                total += both if size % 2 else -both
+        return total
 
     def frame_ids(self, start: int, stop: int) -> Iterator[int]:
         """The frames of the steps [start, stop), for `dataset.prefetch`."""
