@@ -1,0 +1,148 @@
+"""What both sides are given: a trained head, or an ellipsoid of Gaussians that wears a head's networks."""
+
+import dataclasses
+import types as python_types
+from pathlib import Path
+
+import gpu_measure
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rasterizer as rasterizer_benchmark
+from ml_collections import ConfigDict
+
+from fg3dgs_jax.data.dataset import open_dataset
+from fg3dgs_jax.inference.head import Head
+from fg3dgs_jax.model import gaussians as pool_lib
+from fg3dgs_jax.model import render
+from fg3dgs_jax.training import checkpoint, defaults, loop, optim
+from fg3dgs_jax.training.state import TrainState
+from fg3dgs_jax.training.step import Plan
+from fg3dgs_jax.types import Frame
+
+FRAMES = 8  # that frames and steps go through in turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One head. `scenes` is what the rasterizer alone draws, a list of layers: means, quats, scales, opacities, colours
+    [N, 3] or SH [N, K, 3], all numpy and of living Gaussians only."""
+
+    name: str
+    head: Head
+    state: TrainState
+    plans: dict[str, Plan]  # by stage, "motion" and "fusion" where the run has them
+    frames: list[Frame]  # numpy
+    scenes: list[list[np.ndarray]]
+    viewmat: np.ndarray  # of the scenes
+    intrinsics: np.ndarray
+    width: int
+    height: int
+
+    @property
+    def alive(self) -> dict[str, np.ndarray]:
+        return {name: np.asarray(pool.alive) for name, pool in self.state.pools.items()}
+
+    @property
+    def count(self) -> int:
+        return sum(int(alive.sum()) for alive in self.alive.values())
+
+
+def trained(workdir: Path, data: Path | None) -> Case:
+    """The newest checkpoint of a run, its stages by today's rules where its config does not name one."""
+    head = Head.load(workdir, data)
+    dataset = open_dataset(head.dataset.path, head.run.get("audio_features"))
+    _, info = checkpoint.load_for_inference(workdir)
+    run = loop.prepare(completed(info["config"]), dataset, Path(workdir))
+    state, _, _ = checkpoint.restore_latest(workdir, loop.first_state(run))
+    ids = dataset.test_ids[np.linspace(0, len(dataset.test_ids) - 1, FRAMES).astype(int)]
+    frames = [dataset.frame(index) for index in ids]
+    plans = {stage.name: loop.plan(run, stage, None) for stage in run.stages}
+    first = frames[0]
+    return Case(
+        name=f"trained head, {Path(dataset.path).name}",
+        head=head,
+        state=jax.tree.map(jnp.asarray, state),
+        plans=timed(plans),
+        frames=frames,
+        scenes=posed(run.spec, state, first),
+        viewmat=first.viewmat,
+        intrinsics=first.intrinsics,
+        width=dataset.width,
+        height=dataset.height,
+    )
+
+
+def completed(stored: dict) -> ConfigDict:
+    """A stored config with the fields that were added since it was written, at their defaults."""
+    config = ConfigDict(stored)
+    fill(config, defaults.base())
+    for region in config.regions.values():
+        fill(region, defaults.region())
+    for stage in config.stages.values():
+        fill(stage, defaults.stage())
+        fill(stage.densify, defaults.densify())
+    return config
+
+
+def fill(config: ConfigDict, like: ConfigDict) -> None:
+    for name in like:
+        if name not in config:
+            config[name] = like[name]
+
+
+def timed(plans: dict[str, Plan]) -> dict[str, Plan]:
+    """Of a run's stages those of single frames of a moving head: one that judges regions, one that judges frames."""
+    found = {}
+    for plan in plans.values():
+        if plan.stage.moving and plan.stage.frames == 1:
+            found["fusion" if plan.judges_frames else "motion"] = plan
+    return found
+
+
+def posed(spec: render.HeadSpec, state: TrainState, frame: Frame) -> list[list[np.ndarray]]:
+    """The layers of one frame as the rasterizer gets them."""
+    graphs, _ = render.motion_structure(spec)
+    scenes = []
+    for region in spec.regions:
+        gaussians, alive = state.params[region.name]["gaussians"], np.asarray(state.pools[region.name].alive)
+        motion = state.params[region.name]["motion"]
+        deltas, _ = jax.jit(lambda *given, g=graphs[region.name]: render.move(g, *given))(
+            motion, gaussians.means, frame.condition
+        )
+        arrays = pool_lib.activate(gaussians, alive, deltas, spec.sh_degree)
+        scenes.append([np.asarray(array)[alive] for array in arrays])
+    return scenes
+
+
+def ellipsoid(count: int, size: int) -> Case:
+    """`count` Gaussians in all; the rasterizer alone draws them as one layer, RGB, as benchmarks/rasterizer.py does."""
+    plan, state, frame = gpu_measure.make_head(count, size)
+    frame = jax.tree.map(np.asarray, frame)
+    stage = dataclasses.replace(
+        plan.stage,
+        weights={"frame_l1": 1.0, "frame_dssim": 0.2},
+        rates={name: plan.stage.rates[name] for name in ("sh", "opacities")},
+    )
+    fusion = plan.replace(stage=stage, rates=dataclasses.replace(plan.rates, ends=stage.rates))
+    alive = {name: pool.alive for name, pool in state.pools.items()}
+    clip = python_types.SimpleNamespace(intrinsics=frame.intrinsics, width=size, height=size)
+    *scene, viewmat, intrinsics = (np.asarray(array) for array in rasterizer_benchmark.head_scene(count, size))
+    return Case(
+        name="ellipsoid",
+        head=Head(plan.spec, state.params, alive, clip),
+        state=state,
+        plans={"motion": plan, "fusion": fusion},
+        frames=[frame] * FRAMES,
+        scenes=[scene],
+        viewmat=viewmat,
+        intrinsics=intrinsics,
+        width=size,
+        height=size,
+    )
+
+
+def fresh(case: Case, stage: str) -> TrainState:
+    """A copy of the state for a step that donates it, with zero moments."""
+    state = jax.tree.map(jnp.array, case.state)
+    return state.replace(opt=optim.init(state.params), step=jnp.maximum(state.step, case.plans[stage].stage.start))
