@@ -107,7 +107,8 @@ def test_harmonics_of_degree_three_and_dead_slots(case):
     opacities[::3], means[1, 2] = 0.0, -5.0  # dead, and behind the camera
     arrays = (means, quats, scales, opacities, sh, case.viewmat, case.intrinsics)
     ours = rasterize(*arrays, SIZE, SIZE)
-    theirs = raster.rasterize(*(torch.from_numpy(np.array(array)) for array in arrays), SIZE, SIZE, False)
+    *scene, viewmat, intrinsics = (torch.from_numpy(np.array(array)) for array in arrays)
+    theirs = raster.rasterize(scene, viewmat, intrinsics, SIZE, SIZE, False)
     np.testing.assert_allclose(theirs.color.numpy(), ours.color, atol=2e-5)  # float32 sums of some 50 terms
     np.testing.assert_allclose(theirs.alpha.numpy(), ours.alpha, atol=2e-5)
     assert not theirs.seen[1] and not theirs.seen[::3].any()
@@ -121,7 +122,7 @@ def test_an_empty_picture_has_no_gradients(case):
     with torch.no_grad():
         leaves[3].zero_()
     camera = [torch.from_numpy(np.array(array)) for array in (case.viewmat, case.intrinsics)]
-    image = raster.rasterize(*leaves, *camera, SIZE, SIZE, False)
+    image = raster.rasterize(leaves, *camera, SIZE, SIZE, False)
     (image.color.sum() + image.alpha.sum()).backward()
     assert not image.alpha.any() and all(not leaf.grad.any() for leaf in leaves)
 

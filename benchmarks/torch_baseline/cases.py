@@ -20,6 +20,7 @@ from fg3dgs_jax.training.state import TrainState
 from fg3dgs_jax.training.step import Plan
 from fg3dgs_jax.types import Frame
 
+CAP = 0.98  # of opacities on CUDA
 FRAMES = 8  # that frames and steps go through in turn
 
 
@@ -146,3 +147,18 @@ def fresh(case: Case, stage: str) -> TrainState:
     """A copy of the state for a step that donates it, with zero moments."""
     state = jax.tree.map(jnp.array, case.state)
     return state.replace(opt=optim.init(state.params), step=jnp.maximum(state.step, case.plans[stage].stage.start))
+
+
+def prepared(case: Case, device: str) -> Case:
+    """The case as a device's rasterizers can agree on it: gsplat caps alpha at 0.999 and we at 0.99, so for CUDA no
+    opacity may reach either. Costs nothing and saves nothing."""
+    if device != "cuda":
+        return case
+    params = {}
+    for name, region in case.state.params.items():
+        gaussians = region["gaussians"]
+        lowered = jnp.minimum(gaussians.logit_opacities, np.log(CAP / (1 - CAP)))
+        params[name] = {**region, "gaussians": gaussians.replace(logit_opacities=lowered)}
+    scenes = [[*layer[:3], np.minimum(layer[3], CAP), layer[4]] for layer in case.scenes]
+    head = Head(case.head.spec, params, case.alive, case.head.dataset, case.head.run)
+    return dataclasses.replace(case, head=head, state=case.state.replace(params=params), scenes=scenes)

@@ -25,16 +25,22 @@ class Region(nn.Module):
         self.sh_dc = nn.Parameter(torch.zeros(count, 1, 3))  # apart: they learn faster
         self.sh_rest = nn.Parameter(torch.zeros(count, coefficients - 1, 3))
         self.motion = network
+        self.baked: tuple | None = None
 
-    def forward(self, audio: Tensor, expression: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+    def constants(self) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """What no condition changes: the network's part, opacities, SH."""
+        sh = torch.cat([self.sh_dc, self.sh_rest], 1)
+        return self.motion.constants(self.means), torch.sigmoid(self.logit_opacities), sh
+
+    def forward(self, audio: Tensor, expression: Tensor) -> tuple[list[Tensor], motion.Deltas]:
         """What `rasterize` takes (means, quats, scales, opacities, SH), and the deltas behind it."""
-        deltas = self.motion(self.means, audio, expression)
+        known, opacities, sh = self.constants() if self.baked is None else self.baked
+        deltas = self.motion(known, audio, expression)
         moved = [
             value if delta is None else value + delta
             for value, delta in zip((self.means, self.quats, self.log_scales), deltas, strict=True)
         ]
-        sh = torch.cat([self.sh_dc, self.sh_rest], 1)
-        return [moved[0], moved[1], torch.exp(moved[2]), torch.sigmoid(self.logit_opacities), sh], list(deltas)
+        return [moved[0], moved[1], torch.exp(moved[2]), opacities, sh], deltas
 
 
 def composite(colors: Sequence[Tensor], alphas: Sequence[Tensor], backdrop: Tensor) -> Tensor:
@@ -67,6 +73,12 @@ class Head(nn.Module):
             for region in self.regions.values():
                 region.compile()
 
+    def bake(self) -> None:
+        """Computes once what no condition changes; the parameters must stay as they are from now on."""
+        with torch.no_grad():
+            for region in self.regions.values():
+                region.baked = region.constants()
+
     def frame(self, audio: Tensor, expression: Tensor, viewmat: Tensor, intrinsics: Tensor, backdrop: Tensor) -> Tensor:
         """From audio windows [8, A, D] and expressions [8, E] to the picture u8 [H, W, 3] over a backdrop u8."""
         height, width, _ = backdrop.shape
@@ -88,17 +100,17 @@ def draw(
     """`scene`: means, quats, scales, opacities, and colors [N, 3] or SH [N, K, 3]."""
     if scene[0].is_cuda:
         return draw_gsplat(scene, viewmat, intrinsics, width, height)
-    return raster.rasterize(*scene, viewmat, intrinsics, width, height, compiled)
+    return raster.rasterize(scene, viewmat, intrinsics, width, height, compiled)
 
 
 def draw_gsplat(scene: Sequence[Tensor], viewmat: Tensor, intrinsics: Tensor, width: int, height: int) -> raster.Image:
-    """The same by gsplat 1.5.3, whose alpha is capped at 0.999 where ours is at 0.99."""
+    """The same by gsplat 1.5.3."""
     from gsplat import rasterization
 
     *shape, colors = scene
-    camera = torch.zeros(1, 3, 3, device=viewmat.device)
-    camera[0, (0, 1, 0, 1), (0, 1, 2, 2)] = intrinsics
-    camera[0, 2, 2] = 1.0
+    fx, fy, cx, cy = intrinsics.unbind()
+    zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+    camera = torch.stack([fx, zero, cx, zero, fy, cy, zero, zero, one]).view(1, 3, 3)
     degree = round(colors.shape[1] ** 0.5) - 1 if colors.ndim == 3 else None
     color, alpha, found = rasterization(
         *shape, colors, viewmat[None], camera, width, height, sh_degree=degree, packed=False,

@@ -15,6 +15,8 @@ PRIME = 2654435761
 LEAK = 0.02
 MEANS_SCALE = 1e-2
 
+Deltas = tuple[Tensor, Tensor | None, Tensor | None]  # of means [N, 3], quaternions [N, 4] and log-scales [N, 3]
+
 
 class GridShape(NamedTuple):
     """Of one plane."""
@@ -140,11 +142,14 @@ class FaceMotion(nn.Module):
         self.attend_expression = MLP(grid.output_dim, 16, expression_dim)
         self.deform = MLP(grid.output_dim + WIDTH + expression_dim, 64, 64, 10)
 
-    def forward(self, means: Tensor, audio: Tensor, expression: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def constants(self, means: Tensor) -> tuple[Tensor, ...]:
         spatial = self.grid(means.detach())
-        to_audio = self.attend_audio(spatial) * self.audio(audio)[1]
-        to_expression = functional.relu(self.attend_expression(spatial)) * self.expression(expression)[CURRENT]
-        out = self.deform(torch.cat([spatial, to_audio, to_expression], 1))
+        return spatial, self.attend_audio(spatial), functional.relu(self.attend_expression(spatial))
+
+    def forward(self, constants: tuple[Tensor, ...], audio: Tensor, expression: Tensor) -> Deltas:
+        spatial, to_audio, to_expression = constants
+        heard, seen = self.audio(audio)[1], self.expression(expression)[CURRENT]
+        out = self.deform(torch.cat([spatial, to_audio * heard, to_expression * seen], 1))
         return MEANS_SCALE * out[:, :3], out[:, 3:7], out[:, 7:]
 
 
@@ -183,13 +188,16 @@ class CrossModalMotion(nn.Module):
         self.ffn1, self.ffn2 = MLP(WIDTH, 32, WIDTH), MLP(WIDTH, 32, WIDTH)
         self.deform = MLP(WIDTH, 3)
 
-    def forward(self, means: Tensor, audio: Tensor, expression: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def constants(self, means: Tensor) -> tuple[Tensor, ...]:
+        return (self.grid(means.detach()),)
+
+    def forward(self, constants: tuple[Tensor, ...], audio: Tensor, expression: Tensor) -> Deltas:
         if self.hears:
             tokens, pooled = self.audio(audio)
         else:
             tokens = self.embed(self.expression(expression))
             pooled = tokens[CURRENT]
-        z = torch.sigmoid(self.gate(pooled)) * self.attention(self.grid(means.detach()), tokens)
+        z = torch.sigmoid(self.gate(pooled)) * self.attention(constants[0], tokens)
         return MEANS_SCALE * self.deform(self.ffn2(self.ffn1(pooled + z) + z)), None, None
 
 
@@ -201,14 +209,17 @@ class MouthMotion(nn.Module):
         self.grid, self.audio = Grid(grid), AudioEncoder(audio_dim)
         self.deform = MLP(grid.output_dim + WIDTH, 32, 32, 3)
 
-    def forward(self, means: Tensor, audio: Tensor, expression: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        spatial, heard = self.grid(means.detach()), self.audio(audio)[1]
-        out = self.deform(torch.cat([spatial, heard.expand(len(means), -1)], 1))
+    def constants(self, means: Tensor) -> tuple[Tensor, ...]:
+        return (self.grid(means.detach()),)
+
+    def forward(self, constants: tuple[Tensor, ...], audio: Tensor, expression: Tensor) -> Deltas:
+        heard = self.audio(audio)[1]
+        out = self.deform(torch.cat([constants[0], heard.expand(len(constants[0]), -1)], 1))
         return MEANS_SCALE * out * out.new_tensor([0.2, 1.0, 0.2]), None, None
 
 
 def create(kind: str, grid: GridShape, audio_dim: int, expression_dim: int) -> nn.Module:
-    """A region's network, (means, audio, expression) -> (d means, d quats | None, d log-scales | None)."""
+    """A region's network: `constants(means)` is what no condition changes, the rest takes it with the condition."""
     if kind == "face":
         return FaceMotion(grid, audio_dim, expression_dim)
     if kind == "cross_audio":

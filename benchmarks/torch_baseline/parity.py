@@ -3,8 +3,8 @@
 Tolerances. PICTURE: frames are bytes; both sides round the same float32 sums added in another order, so a value near a
 half may land one step apart. IMAGE and GRADIENT, relative to the whole array's norm: two Gaussians whose depths differ
 by rounding may swap, and a weight near 1/255 or a transmittance near 1e-4 may fall on the other side of the threshold;
-each such pixel differs by up to 0.02, and there are few. On CUDA gsplat caps alpha at 0.999, not at 0.99, which shows
-wherever a Gaussian is nearly opaque.
+each such pixel differs by up to 0.02, and there are few. On CUDA gsplat projects, sorts and sums in its own way, and
+`cases.prepared` keeps opacities below both sides' caps of alpha.
 """
 
 import jax
@@ -19,9 +19,9 @@ from . import convert
 from .cases import Case, fresh
 from .sides import Ours, Theirs
 
-PICTURE = {"cpu": 55.0, "cuda": 35.0}  # PSNR of frames in dB, at least
-IMAGE = {"cpu": 2e-3, "cuda": 2e-2}
-GRADIENT = {"cpu": 2e-2, "cuda": 1e-1}
+PICTURE = {"cpu": 55.0, "cuda": 40.0}  # PSNR of frames in dB, at least
+IMAGE = {"cpu": 2e-3, "cuda": 1e-2}
+GRADIENT = {"cpu": 2e-2, "cuda": 5e-2}
 NAMES = ("means", "quats", "scales", "opacities", "colors")
 
 
@@ -41,12 +41,13 @@ def check(case: Case, ours: Ours, theirs: Theirs) -> dict[str, float]:
 
 
 def check_frames(case: Case, ours: Ours, theirs: Theirs, limit: float) -> dict[str, float]:
-    """Whole frames, audio to bytes: the largest difference in steps of 255, and the lowest PSNR."""
+    """Whole frames, audio to bytes, baked or not: the largest difference in steps of 255, and the lowest PSNR."""
     largest, psnr = 0, np.inf
     for index in range(len(case.frames)):
-        difference = np.abs(ours.frame(index).astype(np.int16) - theirs.frame(index))
-        largest = max(largest, int(difference.max()))
-        psnr = min(psnr, 10 * np.log10(255**2 / max(np.mean(difference.astype(np.float64) ** 2), 1e-10)))
+        for a, b in ((ours.frame, theirs.frame), (ours.baked_frame, theirs.baked_frame)):
+            difference = np.abs(a(index).astype(np.int16) - b(index))
+            largest = max(largest, int(difference.max()))
+            psnr = min(psnr, 10 * np.log10(255**2 / max(np.mean(difference.astype(np.float64) ** 2), 1e-10)))
     assert psnr >= limit, f"frames differ: PSNR {psnr:.1f} dB, largest difference {largest} of 255"
     return {"frame_max_difference_of_255": largest, "frame_psnr_db": float(psnr)}
 
@@ -92,9 +93,9 @@ def our_gradients(case: Case, stage: str) -> tuple[float, dict, np.ndarray]:
     plan, state = case.plans[stage].replace(audio_noise=0.0, audio_level=0.0), fresh(case, stage)
     offsets = {name: jnp.zeros((len(pool.alive), 2)) for name, pool in state.pools.items()}
 
-    def loss_of(params):
-        return see_frame(plan, optim.freeze(params, plan.rates), offsets, state, case.frames[0], {})[0]
+    def loss_of(params, state, frame):
+        return see_frame(plan, optim.freeze(params, plan.rates), offsets, state, frame, {})[0]
 
-    loss, gradients = jax.jit(jax.value_and_grad(loss_of))(state.params)
+    loss, gradients = jax.jit(jax.value_and_grad(loss_of))(state.params, state, case.frames[0])
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     return float(loss), gradients, np.array(jax.random.uniform(key, (len(plan.spec.regions), 3)))

@@ -1,7 +1,7 @@
 """The rasterizer on a CPU in vectorised PyTorch: projection and tiles; `blend` does the rest."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -160,21 +160,11 @@ def steps(compiled: bool) -> tuple[Callable, ...]:
 
 
 def rasterize(
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    colors: Tensor,
-    viewmat: Tensor,
-    intrinsics: Tensor,
-    width: int,
-    height: int,
-    compiled: bool,
+    scene: Sequence[Tensor], viewmat: Tensor, intrinsics: Tensor, width: int, height: int, compiled: bool
 ) -> Image:
-    """Arguments and rules of `fg3dgs_jax.rasterizer.rasterize`, on the CPU; colors [N, 3] or SH [N, K, 3]."""
+    """`fg3dgs_jax.rasterizer.rasterize` on the CPU; `scene`: means, quats, scales, opacities, colors or SH."""
     project_, tiles_of_, polynomials_ = steps(compiled)
-    scene = (means, quats, scales, opacities, colors, viewmat, intrinsics)
-    means2d, shape, rgb, depth, boxes = project_(*scene, width, height)
+    means2d, shape, rgb, depth, boxes = project_(*scene, viewmat, intrinsics, width, height)
     if means2d.requires_grad:
         means2d.retain_grad()
     columns, rows = -(-width // TILE), -(-height // TILE)

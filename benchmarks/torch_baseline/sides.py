@@ -1,5 +1,6 @@
 """Ours and PyTorch's, each with the same calls: `frame`, `draw`, `pull`, `stepper`; they return when all is done."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from fg3dgs_jax.inference.head import Head
 from fg3dgs_jax.rasterizer import rasterize
 from fg3dgs_jax.training.step import make_step
 
@@ -40,9 +42,17 @@ class Ours:
         images, pull = jax.vjp(lambda layers: self._images((layers, *camera)), layers)
         return images, pull(upstream)[0]
 
-    def frame(self, index: int) -> np.ndarray:
+    def frame(self, index: int, head: Head | None = None) -> np.ndarray:
         frame = self.case.frames[index % len(self.case.frames)]
-        return self.case.head.render(frame.condition, frame.viewmat, frame.backdrop)
+        return (head or self.case.head).render(frame.condition, frame.viewmat, frame.backdrop)
+
+    def baked_frame(self, index: int) -> np.ndarray:
+        return self.frame(index, self._baked)
+
+    @functools.cached_property
+    def _baked(self) -> Head:
+        head = self.case.head
+        return Head(head.spec, head.bake(), None, head.dataset)
 
     def draw(self, _index: int = 0):
         return jax.block_until_ready(self._draw(self.scene))
@@ -101,12 +111,22 @@ class Theirs:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def frame(self, index: int) -> np.ndarray:
+    def baked_frame(self, index: int) -> np.ndarray:
+        """As `frame`, of a head that has computed once what no condition changes."""
+        return self.frame(index, self._baked)
+
+    @functools.cached_property
+    def _baked(self) -> torch_head.Head:
+        head = self.fresh_head()
+        head.bake()
+        return head
+
+    def frame(self, index: int, head: torch_head.Head | None = None) -> np.ndarray:
         """What comes with a frame is put on the device first, and the picture comes back to the host, as with ours."""
         frame = self.case.frames[index % len(self.case.frames)]
         condition = frame.condition.audio, frame.condition.expression
         given = [self._put(array) for array in (*condition, frame.viewmat, frame.intrinsics, frame.backdrop)]
-        return self.head.frame(*given).cpu().numpy()
+        return (head or self.head).frame(*given).cpu().numpy()
 
     def _images(self) -> list[torch.Tensor]:
         drawn = [torch_head.draw(layer, *self.camera, self.compiled) for layer in self.scene]

@@ -28,6 +28,7 @@ class Frame(NamedTuple):
     intrinsics: Tensor  # f32 [4]
     image: Tensor  # u8 [H, W, 3]
     backdrop: Tensor  # u8 [H, W, 3]
+    taps: Tensor  # `losses.taps`
     views: dict[str, View]  # by region; empty where a stage judges the finished frame
 
 
@@ -36,7 +37,7 @@ def load_frame(tensors: Mapping[str, Tensor], device: torch.device | str) -> Fra
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     names = dict.fromkeys(name.split(".")[1] for name in tensors if name.startswith("views."))
     views = {name: View(*(tensors[f"views.{name}.{field}"] for field in View._fields)) for name in names}
-    return Frame(*(tensors[field] for field in Frame._fields[:-1]), views)
+    return Frame(*(tensors[field] for field in Frame._fields[:-2]), losses.taps(device), views)
 
 
 def judge_region(
@@ -45,6 +46,7 @@ def judge_region(
     deltas: Sequence[Tensor | None],
     view: View,
     background: Tensor,
+    taps: Tensor,
     weights: Mapping[str, float],
     share: float,
 ) -> Tensor:
@@ -55,7 +57,7 @@ def judge_region(
     loss = weights.get("alpha", 0.0) * losses.alpha(alpha, view.inside, view.outside)
     loss = loss + weights.get("l1", 0.0) * share * losses.l1(prediction, target)
     if weights.get("dssim"):
-        loss = loss + weights["dssim"] * share * losses.dssim(prediction, target)
+        loss = loss + weights["dssim"] * share * losses.dssim(prediction, target, taps)
     for name, delta in zip(("delta_means", "delta_quats", "delta_log_scales"), deltas, strict=True):
         if delta is not None:
             loss = loss + weights.get(name, 0.0) * delta.abs().mean()
@@ -63,13 +65,12 @@ def judge_region(
 
 
 def judge_frame(
-    colors: Sequence[Tensor], alphas: Sequence[Tensor], backdrop: Tensor, image: Tensor, weights: Mapping[str, float]
+    colors: Sequence[Tensor], alphas: Sequence[Tensor], frame: Frame, weights: Mapping[str, float]
 ) -> Tensor:
-    """The weighted loss of the finished frame; backdrop and image u8 [H, W, 3]."""
-    prediction, target = composite(colors, alphas, backdrop.float() / 255), image.float() / 255
-    return weights.get("frame_l1", 0.0) * losses.l1(prediction, target) + weights.get(
-        "frame_dssim", 0.0
-    ) * losses.dssim(prediction, target)
+    """The weighted loss of the finished frame."""
+    prediction, target = composite(colors, alphas, frame.backdrop.float() / 255), frame.image.float() / 255
+    loss = weights.get("frame_l1", 0.0) * losses.l1(prediction, target)
+    return loss + weights.get("frame_dssim", 0.0) * losses.dssim(prediction, target, frame.taps)
 
 
 class Statistics:
@@ -125,7 +126,7 @@ class Trainer:
             scene, _ = region(frame.audio, frame.expression)
             layers.append(self.head.draw(scene, frame.viewmat, frame.intrinsics, width, height))
         images = [layer.color for layer in layers], [layer.alpha for layer in layers]
-        return self.judge_frame(*images, frame.backdrop, frame.image, self.weights), layers
+        return self.judge_frame(*images, frame, self.weights), layers
 
     def _loss_of_regions(self, frame: Frame, backgrounds: Tensor) -> tuple[Tensor, list[raster.Image]]:
         total, layers = 0.0, []
@@ -135,7 +136,9 @@ class Trainer:
             height, width = view.inside.shape
             layer = self.head.draw(scene, frame.viewmat, frame.intrinsics - view.origin, width, height)
             share = self.stage["shares"][name]
-            total = total + self.judge_region(layer.color, layer.alpha, deltas, view, background, self.weights, share)
+            total = total + self.judge_region(
+                layer.color, layer.alpha, deltas, view, background, frame.taps, self.weights, share
+            )
             layers.append(layer)
         return total, layers
 
