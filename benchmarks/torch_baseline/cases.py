@@ -58,7 +58,8 @@ def trained(workdir: Path, data: Path | None) -> Case:
     state, _, _ = checkpoint.restore_latest(workdir, loop.first_state(run))
     ids = dataset.test_ids[np.linspace(0, len(dataset.test_ids) - 1, FRAMES).astype(int)]
     frames = [dataset.frame(index) for index in ids]
-    plans = {stage.name: loop.plan(run, stage, None) for stage in run.stages}
+    state = state.replace(cameras=None)  # both sides keep to the measured ones
+    plans = {stage.name: loop.plan(run, stage, None).replace(camera_rule=None) for stage in run.stages}
     first = frames[0]
     return Case(
         name=f"trained head, {Path(dataset.path).name}",

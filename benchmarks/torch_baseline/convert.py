@@ -9,19 +9,25 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fg3dgs_jax.losses.terms import RegionView
+from fg3dgs_jax.model import deltas
 from fg3dgs_jax.model.render import HeadSpec
 from fg3dgs_jax.training import optim, views
 from fg3dgs_jax.training.state import TrainState
 from fg3dgs_jax.training.step import Plan
 from fg3dgs_jax.types import Frame, Rendered
 
+KINDS = ("face", "cross_audio", "cross_expression", "mouth_mlp")
+TERMS = {"l1", "dssim", "alpha", "delta_means", "delta_quats", "delta_log_scales", "frame_l1", "frame_dssim"}
 GAUSSIANS = ("means", "quats", "log_scales", "logit_opacities")
 
 
 def describe(spec: HeadSpec, alive: Mapping[str, np.ndarray]) -> dict:
-    """What `head.Head` is built from, JSON-able. Dead slots are left out."""
+    """What `head.Head` is built from, JSON-able. Dead slots are left out. Ends where a region has no twin."""
     regions = []
     for region in spec.regions:
+        usual = deltas.of(region.motion, ()) if region.motion in KINDS else None
+        if usual is None or deltas.of(region.motion, region.predicts) != usual:
+            raise SystemExit(f"the region {region.name}, moved by {region.motion!r}, has no twin in PyTorch here")
         grid = region.grid
         shape = {
             "resolutions": list(grid.resolutions),
@@ -65,6 +71,9 @@ def stage(plan: Plan, step: int, names: list[str], like: Frame) -> dict:
 
     step: steps done; names: the parameters of `head.Head`; like: any frame of the clip.
     """
+    unknown = set(plan.stage.weights) - TERMS
+    if unknown:
+        raise SystemExit(f"the stage {plan.stage.name} weighs {', '.join(sorted(unknown))}, which has no twin here")
     rates = {name: found for name in names if (found := _rates(plan, name)) is not None}
     hears = "audio" in plan.rates.ends
     return {
