@@ -55,7 +55,7 @@ def test_fields_are_those_of_3dgs_in_their_order(degree, tmp_path):
 
 
 def test_an_independent_reader_opens_it(tmp_path):
-    plyfile = pytest.importorskip("plyfile")
+    plyfile = pytest.importorskip("plyfile", reason="plyfile is not installed (CONTRIBUTING.md, parity tests)")
     one = gaussians(2)
     ply.write(tmp_path / "a.ply", one)
     vertex = plyfile.PlyData.read(str(tmp_path / "a.ply"))["vertex"]

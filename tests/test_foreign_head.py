@@ -16,7 +16,7 @@ from fg3dgs_jax.data.dataset import open_dataset
 from fg3dgs_jax.inference.head import Head
 from fg3dgs_jax.model import talking_gaussian as released
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (CONTRIBUTING.md, parity tests)")
 nn, F = torch.nn, torch.nn.functional
 GRIDS = {"face": (16, 38.4), "mouth": (64, 57.6)}
 COUNT, DEGREE = {"face": 40, "mouth": 12}, 2

@@ -165,8 +165,8 @@ def test_what_is_no_speech_model_is_refused_in_one_sentence(hubert, tmp_path):
 
 @pytest.fixture
 def oracle():
-    pytest.importorskip("torch")
-    return pytest.importorskip("transformers")
+    pytest.importorskip("torch", reason="PyTorch is not installed (CONTRIBUTING.md, parity tests)")
+    return pytest.importorskip("transformers", reason="transformers is not installed (CONTRIBUTING.md, parity tests)")
 
 
 @pytest.mark.parametrize(("kind", "variant", "logits"), [
