@@ -15,7 +15,7 @@ from fg3dgs_jax.data.dataset import open_dataset
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model import relocation
-from fg3dgs_jax.training import loop
+from fg3dgs_jax.training import checks, loop
 from fg3dgs_jax.training.step import make_densify, make_step
 
 CAPACITY, ALIVE = 40, 24
@@ -171,4 +171,4 @@ def test_an_unknown_kind_is_refused():
     config = cli.load_config(f"{ROOT}/configs/fg3dgs.py")
     config.stages.motion.densify.kind = "mcmc"
     with pytest.raises(UserError, match=r"densify\.kind: 'mcmc' is none of classic, relocation"):
-        loop.stages.stages(config)
+        checks.check(config)

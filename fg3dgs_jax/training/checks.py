@@ -27,7 +27,10 @@ REGION_RANGES = {
     "grid.log2_table": (1, 24), "grid.min_resolution": (2, 2**14), "grid.max_resolution": (2, 2**14),
     "grid.bound": (1e-3, 1e3),
 }  # fmt: skip
-STAGE_RANGES = {"steps": (0, 2**31 - 1), "frames": (1, 100), "densify.every": (0, math.inf)}
+STAGE_RANGES = {
+    "steps": (0, 2**31 - 1), "frames": (1, 100), "densify.every": (0, math.inf), "densify.growth": (0, 1e3),
+    "densify.faint": (0, 0.5), "densify.noise": (0, math.inf),
+}  # fmt: skip
 
 
 def check(config: ConfigDict) -> None:
