@@ -62,11 +62,13 @@ def main() -> None:
     flags, rest = parser.parse_known_args()
     fields = [text for text in rest if text.startswith("--")]
     found = cases(flags.work, [text for text in rest if not text.startswith("--")], fields)
-    rows = [{"expert": expert, **score} for expert, report in found.items() for score in report["scores"]]
+    rows = []
+    for expert, report in found.items():
+        config = {name: value for name, value in report["config"].items() if name not in ("test", "models")}
+        rows += [{"expert": expert, **score, "config": config} for score in report["scores"]]
     console.show(table(rows))
-    config = {k: v for k, v in next(iter(found.values()))["config"].items() if k not in ("test", "models")}
     command = " ".join(["python benchmarks/sync_expert.py --work DIR", *fields, "CLIP ..."])
-    content = {"command": command, "machine": rasterizer_benchmark.machine(), "config": config, "rows": rows}
+    content = {"command": command, "machine": rasterizer_benchmark.machine(), "rows": rows}
     flags.out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"wrote {flags.out}")
 
