@@ -83,7 +83,7 @@ def _from_folder(path: Path) -> SyncClip:
 def _from_video(path: Path, models_folder: str | Path | None) -> SyncClip:
     sound = _sound(path, path)
     if models_folder is None:
-        raise UserError(f"{path}: is a video; give the folder of {models.LANDMARKS.name} with --models")
+        raise UserError(f"{path}: is a video; give the folder of {models.LANDMARKS.name} with --config.models")
     model = models.find_model(models_folder, models.LANDMARKS)
     track = face.track_face(video.read_frames(path, FPS, max_side=MAX_SIDE), model)
     seen = np.isfinite(track.landmarks[:, 0, 0])
