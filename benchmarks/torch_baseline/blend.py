@@ -130,10 +130,14 @@ def backward_unrolled(
 
 
 def growing(function: Callable) -> Callable:
-    """Compiled for any length of the arguments' first axes and fixed other ones; short first axes are fixed too."""
+    """Compiled for any length of the arguments' first axes and fixed other ones; short first axes are fixed too.
+
+    A Parameter's shape would be fixed whatever is asked for, hence the views.
+    """
     compiled = torch.compile(function)
 
     def call(*arguments):
+        arguments = [a.view_as(a) if isinstance(a, torch.nn.Parameter) else a for a in arguments]
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.ndim and len(argument) > SLOT:
                 torch._dynamo.maybe_mark_dynamic(argument, 0)
