@@ -99,7 +99,7 @@ def base() -> ConfigDict:
             "pose": {
                 "refine": False,
                 "stages": ("motion",),  # in which they learn; later ones keep them
-                "rate": (4e-3, 4e-4),
+                "rate": (8e-3, 4e-4),
                 "focal_rate": (5e-5, 5e-6),  # (0.0, 0.0): the focal length stays
                 "smooth": 5.0,  # weight of the corrected poses' squared second differences
                 "near": 0.5,  # weight of the squared corrections: what no picture tells stays as measured
