@@ -1,8 +1,6 @@
 // The CPU's XLA FFI handlers, and the Python module.
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-
 #include "cuda_work.h"
 #include "dssim.h"
 #include "ffi_bind.h"

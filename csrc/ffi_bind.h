@@ -3,7 +3,6 @@
 
 #include "xla/ffi/api/ffi.h"
 
-#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,8 +34,8 @@ inline ffi::Error make_layer(F32 means, F32 quats, F32 scales, F32 opacities, F3
   const bool sh = dims.size() == 3;
   const bool good = size(means) == 3 * n && size(quats) == 4 * n && size(scales) == 3 * n && size(viewmat) == 16 &&
                     size(intrinsics) == 4 && (dims.size() == 2 || sh) && dims[0] == n &&
-                    (!sh || (dims[2] == 3 && (dims[1] == 1 || dims[1] == 4 || dims[1] == 9 || dims[1] == 16))) &&
-                    dims[1] > 0 && width > 0 && height > 0 && width <= 65535 && height <= 65535 && n < (1LL << 29);
+                    (!sh || (dims[1] > 0 && dims[2] == 3)) &&
+                    can_rasterize(n, sh ? 3 : dims[1], sh ? dims[1] : 0, width, height);
   if (!good) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rasterize: operands have the wrong shapes");
   *s = {means.typed_data(),
         quats.typed_data(),
@@ -88,9 +87,10 @@ inline ffi::Error make_grid(ffi::Span<const int32_t> resolutions, int64_t log2_t
                      int64_t table_size, int64_t encoding_size, Grid* g) {
   *g = {resolutions.begin(), static_cast<int>(resolutions.size()), static_cast<int>(log2_table), bound,
         static_cast<int64_t>(positions.element_count() / 3)};
-  const bool good = g->levels > 0 && log2_table > 0 && log2_table < 31 && positions.element_count() % 3 == 0 &&
+  const bool good = log2_table == g->log2_table && can_encode(*g) && positions.element_count() % 3 == 0 &&
                     table_size == 3 * grid_entries(*g) && encoding_size == 3 * g->levels * g->points;
-  return good ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kInvalidArgument, "grid: wrong shapes");
+  return good ? ffi::Error::Success()
+              : ffi::Error(ffi::ErrorCode::kInvalidArgument, "grid: wrong shapes, resolutions or bound");
 }
 
 inline int64_t size_of(const F32& buffer) { return static_cast<int64_t>(buffer.element_count()); }
@@ -99,8 +99,7 @@ inline int64_t size_of(const F32& buffer) { return static_cast<int64_t>(buffer.e
 inline ffi::Error make_mlp(ffi::Span<const int32_t> sizes, F32 x, int64_t weights, Mlp* m) {
   const auto dims = x.dimensions();
   *m = {sizes.begin(), static_cast<int>(sizes.size()) - 1, dims.size() == 2 ? dims[1] : -1};
-  const bool good = m->layers > 0 && m->layers <= kMostLayers && m->points >= 0 && dims[0] == sizes[0] &&
-                    *std::min_element(sizes.begin(), sizes.end()) > 0 && mlp_weights(*m) == weights;
+  const bool good = can_multiply(*m) && dims[0] == sizes[0] && mlp_weights(*m) == weights;
   return good ? ffi::Error::Success()
               : ffi::Error(ffi::ErrorCode::kInvalidArgument, "mlp: operands have the wrong shapes");
 }

@@ -1,6 +1,8 @@
 // The tri-plane multi-resolution grid encoder (one feature). Layouts as in fg3dgs_jax/model/hashgrid.py.
 #pragma once
 
+#include <cfloat>
+
 #include "rasterize.h"
 
 struct CUstream_st;
@@ -14,6 +16,17 @@ struct Grid {
   float bound;     // world units; a position beyond it encodes to zero
   int64_t points;
 };
+
+constexpr int32_t kMostCells = 1 << 24;  // along one axis: floats count no further
+
+// Whether the kernels can index such a grid: whoever builds one asks first. With a bound of 0, NaN or infinity a
+// position would have no cell.
+inline bool can_encode(const Grid& g) {
+  bool good = g.levels > 0 && g.log2_table > 0 && g.log2_table < 31 && g.points >= 0 && g.bound >= FLT_MIN &&
+              g.bound <= FLT_MAX;
+  for (int i = 0; good && i < g.levels; ++i) good = g.resolutions[i] > 0 && g.resolutions[i] <= kMostCells;
+  return good;
+}
 
 constexpr int kGridPlanes[3][2] = {{0, 1}, {1, 2}, {0, 2}};
 constexpr uint32_t kGridPrime = 2654435761;  // Teschner et al. 2003

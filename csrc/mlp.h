@@ -15,6 +15,15 @@ struct Mlp {
 
 constexpr int kMostLayers = 8;
 
+constexpr int32_t kMostRows = 1 << 20;  // of a layer
+
+// Whether the kernels can index such a network: whoever builds one asks first.
+static inline bool can_multiply(const Mlp& m) {
+  bool good = m.layers > 0 && m.layers <= kMostLayers && m.points >= 0;
+  for (int i = 0; good && i <= m.layers; ++i) good = m.sizes[i] > 0 && m.sizes[i] <= kMostRows;
+  return good;
+}
+
 static inline int64_t mlp_weights(const Mlp& m) {
   int64_t count = 0;
   for (int i = 0; i < m.layers; ++i) count += int64_t{m.sizes[i]} * m.sizes[i + 1];

@@ -7,6 +7,9 @@
 namespace fg3dgs {
 
 constexpr int kTile = 16;
+constexpr int64_t kMostGaussians = (int64_t{1} << 29) - 1;  // four numbers of each are indexed with 32 bits
+constexpr int64_t kMostChannels = 65535;
+constexpr int64_t kMostSide = 65535;  // pixels
 constexpr int kCameraSums = 19;  // rotation 9, translation 3, fx, fy, cx, cy, camera centre 3
 
 struct Box {
@@ -29,6 +32,15 @@ struct Scene {
   float near_plane;
   int64_t max_pairs;  // more tile-Gaussian pairs than this is an overflow; negative: no limit
 };
+
+// Whether the kernels can index a scene of these sizes. Whoever builds a Scene asks first; no value in its arrays can
+// harm, but lengths other than it says can.
+static inline bool can_rasterize(int64_t n, int64_t channels, int64_t sh_count, int64_t width, int64_t height) {
+  const bool sh = sh_count == 1 || sh_count == 4 || sh_count == 9 || sh_count == 16;
+  return n >= 0 && n <= kMostGaussians && channels > 0 && channels <= kMostChannels &&
+         (sh_count == 0 || (sh && channels == 3)) && width > 0 && width <= kMostSide && height > 0 &&
+         height <= kMostSide;
+}
 
 struct Images {
   float* color;  // [height, width, channels], premultiplied

@@ -27,6 +27,7 @@ constexpr int kWidth = 4;
 
 typedef float vf __attribute__((vector_size(4 * kWidth)));
 typedef int32_t vi __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t vu __attribute__((vector_size(4 * kWidth)));  // for arithmetic on bits, which may wrap
 
 FG_INLINE vf broadcast(float x) { return x - vf{}; }
 FG_INLINE vf zero() { return vf{}; }
@@ -144,13 +145,13 @@ FG_INLINE vf exp2(vf x) {
 #if defined(__AVX512DQ__)
   return reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
 #else
-  return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
+  return reinterpret_cast<vf>(reinterpret_cast<vu>(p) + (reinterpret_cast<vu>(shifted) << 23));
 #endif
 }
 
 // log2(x) for normal x > 0, absolute error below 4e-7.
 FG_INLINE vf log2(vf x) {
-  vi i = reinterpret_cast<vi>(x) - 0x3f3504f3;  // bits of sqrt(1/2): the mantissa goes to [sqrt(1/2), sqrt(2))
+  vi i = reinterpret_cast<vi>(reinterpret_cast<vu>(x) - 0x3f3504f3);  // bits of sqrt(1/2): the mantissa goes to [sqrt(1/2), sqrt(2))
   const vi exponent = i >> 23;
   i = (i & 0x007fffff) + 0x3f3504f3;
   const vf m = reinterpret_cast<vf>(i);

@@ -10,6 +10,13 @@
 
 #include "rasterize_cpu.h"
 
+#ifdef FG_SANITIZED
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes)
+#endif
+
 namespace fg3dgs {
 
 // Memory that only grows, is 64-byte aligned and starts uninitialised.
@@ -27,6 +34,9 @@ class Buffer {
       if (!data_) throw std::bad_alloc();
       capacity_ = wanted;
     }
+    // To AddressSanitizer, what this call did not ask for is not there, although the memory is kept.
+    ASAN_UNPOISON_MEMORY_REGION(data_, capacity_ * sizeof(T));
+    ASAN_POISON_MEMORY_REGION(data_ + count, (capacity_ - count) * sizeof(T));
     return data_;
   }
   T* get() const { return data_; }

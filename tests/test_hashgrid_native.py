@@ -3,6 +3,7 @@
 The CUDA kernels' sources run by the emulation: see test_cuda_emulation.py.
 """
 
+import dataclasses
 import functools
 
 import emulated
@@ -70,3 +71,12 @@ def test_cotangents_outside_are_ignored():
 def test_wrong_shapes_are_refused():
     with pytest.raises(jax.errors.JaxRuntimeError, match="wrong shapes"):
         hashgrid_native.encode(jnp.zeros((3, 7)), jnp.zeros((3, 4)), HASHED).block_until_ready()
+
+
+@pytest.mark.parametrize("change", [{"bound": 0.0}, {"bound": np.nan}, {"bound": np.inf}, {"bound": -1.0}], ids=str)
+def test_impossible_bounds_are_refused(change):
+    """No position would have a cell: indices into the tables would be made of NaN."""
+    spec = dataclasses.replace(HASHED, **change)
+    operands = jnp.zeros((3, spec.starts[-1])), jnp.zeros((3, 4))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="bound"):
+        hashgrid_native.encode(*operands, spec).block_until_ready()

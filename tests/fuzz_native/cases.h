@@ -1,0 +1,198 @@
+// Bytes -> calls of the native core's kernels with operands of every kind, sound and hostile, and what holds for all
+// results. Shared by the fuzzer (fuzz.cc) and by the callers at once (threads.cc).
+//
+// A few bytes choose sizes and a seed for ordinary operands; each group of bytes behind them puts one hostile value
+// somewhere. So an input is short, and every byte of it says something.
+#pragma once
+
+#include "attend.h"
+#include "bytes.h"
+#include "dssim.h"
+#include "grid.h"
+#include "mlp.h"
+#include "scenes.h"
+
+namespace fuzz {
+
+// The grid encoder and both of its gradients.
+class GridCase {
+ public:
+  explicit GridCase(Bytes& b) {
+    const uint32_t levels = b.byte(), table = b.byte(), bound = b.byte(), points = b.byte();
+    resolutions_.resize(levels < 240 ? 1 + levels % 4 : levels % 17);
+    for (int32_t& r : resolutions_) {
+      const uint32_t kind = b.byte();
+      r = kind < 250 ? 1 + static_cast<int32_t>(kind % 40) : b.integer();
+    }
+    grid_.levels = static_cast<int>(resolutions_.size());
+    grid_.log2_table = table < 250 ? 1 + static_cast<int>(table % 11) : b.integer();
+    grid_.bound = bound < 128 ? 1.0f : bound < 224 ? 0.15f : b.value();
+    grid_.points = points < 252 ? points % 20 : points < 255 ? 500 + points % 24 : 1100;
+    grid_.resolutions = resolutions_.data();
+    entries_ = can_encode(grid_) ? grid_entries(grid_) : -1;
+    if (!possible()) return;
+    Random random(b.word());
+    const float reach = std::min(1.1f * grid_.bound, FLT_MAX / 2);
+    tables_ = random.array(3 * entries_, -1, 1);
+    positions_ = random.array(3 * grid_.points, -reach, reach);
+    cotangent_ = random.array(3 * grid_.levels * grid_.points, -1, 1);
+    poke(b, {&positions_, &positions_, &tables_, &cotangent_});
+  }
+  GridCase(const GridCase&) = delete;
+
+  bool possible() const { return entries_ >= 0 && entries_ <= 1 << 15; }
+
+  // The encoding, the gradients of tables and positions.
+  Results run(const Executor& executor) const {
+    Results r;
+    grid_encode(grid_, tables_.data(), positions_.data(), r.floats(3 * grid_.levels * grid_.points), executor);
+    grid_backward_tables(grid_, positions_.data(), cotangent_.data(), r.floats(3 * entries_), executor);
+    grid_backward_positions(grid_, tables_.data(), positions_.data(), cotangent_.data(), r.floats(3 * grid_.points),
+                            executor);
+    return r;
+  }
+
+  void check(const Results& r) const {
+    for (int64_t i = 0; i < grid_.points; ++i)
+      for (int axis = 0; axis < 3; ++axis)
+        if (!(std::fabs(positions_[axis * grid_.points + i]) <= grid_.bound))
+          for (int k = 0; k < 3; ++k)
+            expect(r[2][k * grid_.points + i] == 0, "a position outside of the grid has no gradient");
+  }
+
+ private:
+  Grid grid_ = {};
+  std::vector<int32_t> resolutions_;
+  int64_t entries_;
+  Floats tables_, positions_, cotangent_;
+};
+
+// D-SSIM with its gradient.
+class ImageCase {
+ public:
+  explicit ImageCase(Bytes& b) {
+    const uint32_t height = b.byte(), width = b.byte();
+    height_ = height < 254 ? 1 + height % 7 : 60 + width % 10;  // about a band
+    width_ = width < 254 ? 1 + width % 7 : 40;
+    channels_ = 1 + b.byte() % 3;
+    Random random(b.word());
+    prediction_ = random.array(height_ * width_ * channels_, 0, 1);
+    target_ = b.byte() % 4 ? random.array(height_ * width_ * channels_, 0, 1) : prediction_;
+    poke(b, {&prediction_, &target_});
+  }
+
+  bool possible() const { return true; }
+
+  Results run(const Executor& executor) const {
+    Results r;
+    float* loss = r.floats(1);
+    dssim(prediction_.data(), target_.data(), height_, width_, channels_, loss, r.floats(height_ * width_ * channels_),
+          executor);
+    return r;
+  }
+
+  void check(const Results&) const {}
+
+ private:
+  int64_t height_, width_, channels_;
+  Floats prediction_, target_;
+};
+
+// A perceptron and its gradients.
+class MlpCase {
+ public:
+  explicit MlpCase(Bytes& b) {
+    const uint32_t layers = b.byte(), points = b.byte();
+    sizes_.resize(layers < 240 ? 2 + layers % 3 : layers % 12 + 1);
+    for (int32_t& size : sizes_) {
+      const uint32_t kind = b.byte();
+      size = kind < 200 ? 1 + static_cast<int32_t>(kind % 5) : kind < 253 ? 6 + static_cast<int32_t>(kind % 8) : b.integer();
+    }
+    mlp_.sizes = sizes_.data();
+    mlp_.layers = static_cast<int>(sizes_.size()) - 1;
+    mlp_.points = points < 200 ? points % 20 : points < 254 ? 250 + points % 14 : points == 255 ? 4500 : 520;
+    possible_ = can_multiply(mlp_) && mlp_weights(mlp_) <= 1 << 14;
+    for (size_t i = 0; possible_ && i < sizes_.size(); ++i) possible_ = sizes_[i] <= 100;
+    if (!possible_) return;
+    Random random(b.word());
+    x_ = random.array(sizes_.front() * mlp_.points, -1, 1);
+    weights_ = random.array(mlp_weights(mlp_), -1, 1);
+    d_out_ = random.array(sizes_.back() * mlp_.points, -1, 1);
+    start_ = random.array(sizes_[1] * mlp_.points, -1, 1);
+    poke(b, {&x_, &weights_, &d_out_, &start_});
+  }
+  MlpCase(const MlpCase&) = delete;
+
+  bool possible() const { return possible_; }
+
+  Results run(const Executor& executor) const {
+    Results r;
+    const int64_t results = sizes_.back() * mlp_.points;
+    mlp_forward(mlp_, nullptr, x_.data(), weights_.data(), r.floats(results), executor);
+    mlp_forward(mlp_, start_.data(), x_.data(), weights_.data(), r.floats(results), executor);
+    float* d_x = r.floats(static_cast<int64_t>(x_.size()));
+    mlp_backward(mlp_, x_.data(), weights_.data(), d_out_.data(), d_x, r.floats(static_cast<int64_t>(weights_.size())),
+                 executor);
+    return r;
+  }
+
+  void check(const Results&) const {}
+
+ private:
+  Mlp mlp_ = {};
+  std::vector<int32_t> sizes_;
+  bool possible_;
+  Floats x_, weights_, d_out_, start_;
+};
+
+// Attention to a few tokens with the layers behind it.
+class AttendCase {
+ public:
+  explicit AttendCase(Bytes& b) {
+    const auto size = [&b](int most) { return 1 + static_cast<int>(b.byte()) % most; };
+    const uint32_t points = b.byte();
+    a_.tokens = b.byte() < 240 ? size(4) : kMostTokens;
+    a_.heads = size(3);
+    a_.width = b.byte() < 240 ? size(8) : kMostHeadWidth;
+    a_.hidden = size(9);
+    a_.second = size(9);
+    a_.last = size(5);
+    a_.points = points < 224 ? points % 20 : points < 252 ? 250 + points % 14 : 1100;
+    Random random(b.word());
+    const int64_t weights = a_.tokens * a_.heads;
+    const int64_t sizes[] = {a_.heads * a_.width * a_.points, weights * a_.width, a_.hidden * weights, a_.hidden,
+                             int64_t{a_.second} * a_.hidden, a_.second * weights, int64_t{a_.last} * a_.second};
+    for (int i = 0; i < 7; ++i) arrays_[i] = random.array(sizes[i], -1, 1);
+    poke(b, {&arrays_[0], &arrays_[1], &arrays_[2], &arrays_[3], &arrays_[4], &arrays_[5], &arrays_[6]});
+  }
+
+  bool possible() const { return true; }
+
+  Results run(const Executor& executor) const {
+    Results r;
+    attend(a_, {arrays_[0].data(), arrays_[1].data(), arrays_[2].data(), arrays_[3].data(), arrays_[4].data(),
+                arrays_[5].data(), arrays_[6].data(), r.floats(a_.last * a_.points)}, executor);
+    return r;
+  }
+
+  void check(const Results&) const {}
+
+ private:
+  Attend a_ = {};
+  Floats arrays_[7];
+};
+
+// Calls test(case) with the case that the bytes stand for, unless its sizes are ones that the kernels refuse.
+template <class Test>
+void with_case(Bytes& bytes, Test&& test) {
+  const auto run = [&test](const auto& c) {
+    if (c.possible()) test(c);
+  };
+  const uint32_t which = bytes.byte() % 16;
+  if (which < 7) return run(SceneCase(bytes));
+  if (which < 9) return run(PaintCase(bytes));
+  if (which < 13) return run(GridCase(bytes));
+  which == 13 ? run(ImageCase(bytes)) : which == 14 ? run(MlpCase(bytes)) : run(AttendCase(bytes));
+}
+
+}  // namespace fuzz
