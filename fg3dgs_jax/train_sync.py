@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
     """The command. Returns the exit code; see `cli.run`."""
     config, workdir, paths = cli.parse_config(argv, __doc__)
     rules = rules_of(config)
-    learned = [path for path in paths if path != config.test]
+    test_path = config.test and Path(config.test).resolve()
+    learned = [path for path in paths if Path(path).resolve() != test_path]
     if not learned:
         raise UserError("no clip to learn from is given; name dataset folders or videos behind the flags")
     cli.keep_memory()

@@ -9,7 +9,6 @@ from test_head import commands, folder, head, run_folder  # noqa: F401  (the tin
 from fg3dgs_jax import cli, export, types
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import ply
-from fg3dgs_jax.inference.head import MARGIN
 
 
 def read_by_hand(path) -> np.ndarray:
@@ -92,7 +91,6 @@ def test_the_command_writes_the_learnt_head_and_the_frames_of_a_speech(commands,
     moved = read_by_hand(tmp_path / "frames" / "000005.ply")
     assert np.abs(moved["x"] - rows["x"]).max() > 1e-4
     np.testing.assert_array_equal(moved["opacity"], rows["opacity"])
-    assert MARGIN == 4
 
 
 @pytest.mark.parametrize(

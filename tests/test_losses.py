@@ -54,14 +54,6 @@ def test_dssim_gradient_by_finite_differences():
     assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-4)
 
 
-def test_l1_counts_only_weighted_pixels():
-    a, b = images((6, 5, 3))
-    weight = np.zeros((6, 5), np.float32)
-    weight[2, 3] = 1.0
-    assert float(image.l1(a, b, weight)) == pytest.approx(np.abs(a - b)[2, 3].mean(), rel=1e-6)
-    assert float(image.l1(a, b, np.zeros((6, 5), np.float32))) == 0.0
-
-
 def test_alpha_is_zero_only_for_the_mask_itself():
     inside = np.zeros((4, 4), np.float32)
     inside[:2] = 1.0

@@ -197,6 +197,20 @@ def test_densify_keeps_moments_beside_parameters(run):
     assert np.isfinite(float(metrics["loss"]))
 
 
+def test_opacities_are_lowered_at_the_first_round_of_every_period(run):
+    """Rounds come every 2 steps, the lowering every 4: at 4 and 8, not at 6; no sooner than that, and dead moments."""
+    stage = run.stages[0]
+    rule = dataclasses.replace(stage.densify, start=0, stop=100, every=2, reset_every=4, min_opacity=(0.0, 0.0))
+    plan = loop.plan(run, dataclasses.replace(stage, densify=rule), None)
+    begun, _ = run_steps(run, stage, loop.first_state(run), 2)
+    for at, lowers in ((4, True), (6, False), (8, True)):
+        state, _ = make_densify(plan)(jax.tree.map(jnp.copy, begun.replace(step=jnp.int32(stage.start + at))))
+        for name, pool in state.pools.items():
+            opacities = jax.nn.sigmoid(state.params[name]["gaussians"].logit_opacities)[pool.alive]
+            assert (float(opacities.max()) <= 0.0101) == lowers
+            assert bool(jnp.any(state.opt["gaussians"].mu[name].logit_opacities != 0)) != lowers
+
+
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(dataset, tmp_path):
     whole = loop.train(loop.prepare(config(), dataset, tmp_path / "whole"), Interrupt(), Silent())
 

@@ -15,12 +15,9 @@ SSIM_C1 = 0.01**2  # stabilisers for a data range of 1
 SSIM_C2 = 0.03**2
 
 
-def l1(prediction: jax.Array, target: jax.Array, weight: jax.Array | None = None) -> jax.Array:
-    """Mean absolute error of two [H, W, C] images; with `weight` [H, W], the weighted mean (0 if all weights are 0)."""
-    error = jnp.abs(prediction - target)
-    if weight is None:
-        return error.mean()
-    return (error * weight[..., None]).sum() / (jnp.maximum(weight.sum(), 1.0) * error.shape[-1])
+def l1(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean absolute error of two [H, W, C] images."""
+    return jnp.abs(prediction - target).mean()
 
 
 def _band(size: int) -> np.ndarray:

@@ -5,7 +5,7 @@ Every array keeps its length, the capacity; an alive mask says which slots are i
 and one that has become transparent or too large is removed. Departures: the freed slots are taken again in the same
 call, and where slots are short the Gaussians that are pulled hardest come first.
 
-Statistics and optimizer moments travel with the parameters through one helper, `place`. Dead slots hold finite values
+Statistics and optimizer moments travel with the parameters through one function, `place`. Dead slots hold finite values
 and get opacity 0, so nothing reaches them and no gradient of theirs is NaN.
 """
 

@@ -29,7 +29,7 @@ REGION_RANGES = {
 }  # fmt: skip
 STAGE_RANGES = {
     "steps": (0, 2**31 - 1), "frames": (1, 100), "densify.every": (0, math.inf), "densify.growth": (0, 1e3),
-    "densify.faint": (0, 0.5), "densify.noise": (0, math.inf),
+    "densify.reset_every": (0, 2**31 - 1), "densify.faint": (0, 0.5), "densify.noise": (0, math.inf),
 }  # fmt: skip
 
 

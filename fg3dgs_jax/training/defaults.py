@@ -54,6 +54,7 @@ def densify(**fields) -> ConfigDict:
             "min_opacity": (0.05, 0.05),
             "max_radius": 0.0,
             "max_scale": 0.5,
+            "reset_every": 0,  # steps from one lowering of all opacities to 0.01 to the next (3DGS); 0: never
             "growth": 0.05,  # relocation, from here on: the share by which a pool grows a round
             "faint": 0.005,  # opacity below which a Gaussian is put elsewhere
             "noise": 5e5,  # of the means of faint ones, times their learning rate

@@ -48,6 +48,7 @@ class Densify:
     min_opacity: tuple[float, float]  # prune below, from start to stop
     max_radius: float  # prune above, pixels at 512; 0: never
     max_scale: float  # prune above, in extents; 0: never
+    reset_every: int = 0  # steps of the stage from one lowering of all opacities to the next; 0: never
     kind: str = "classic"
     growth: float = 0.0  # relocation: share by which a pool grows a round, up to its capacity
     faint: float = 0.0  # relocation: opacity below which a Gaussian is put elsewhere
@@ -90,6 +91,7 @@ def _densify(config: ConfigDict, scale: float) -> Densify | None:
         min_opacity=tuple(config.min_opacity),
         max_radius=config.max_radius,
         max_scale=config.max_scale,
+        reset_every=_scaled(config.reset_every, scale),
         kind=config.kind,
         growth=config.growth,
         faint=config.faint,

@@ -1,5 +1,6 @@
 """One training step, jitted: render the regions, judge them, move the parameters (FG Eq. 3, 13, 15, 16)."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from fg3dgs_jax.training.views import Layer, Window, frame_view, region_view, wi
 from fg3dgs_jax.types import Frame, Snippet
 
 SHAKING = 0xFFFFFFFE  # no step is that late: sets the key of relocation's noise apart from the others
+RESET_OPACITY = 0.01  # 3DGS
 
 
 @flax.struct.dataclass
@@ -269,6 +271,11 @@ def make_densify(plan: Plan):
             gaussians, (mu[name], nu[name]), pools[name], counts = change(
                 jax.random.fold_in(key, 1 + i), params[name]["gaussians"], (mu[name], nu[name]), pools[name], **limits
             )
+            if rule.reset_every:
+                due = (state.step - plan.stage.start) % rule.reset_every < rule.every  # the first round after it
+                kept = gaussians, (mu[name], nu[name])
+                lowered = pool_lib.reset_opacity(*kept, RESET_OPACITY)
+                gaussians, (mu[name], nu[name]) = jax.tree.map(functools.partial(jnp.where, due), lowered, kept)
             params[name] = {**params[name], "gaussians": gaussians}
             metrics |= {f"{name}/{count}": value for count, value in counts.items()}
         opt = {**state.opt, "gaussians": state.opt["gaussians"]._replace(mu=mu, nu=nu)}
