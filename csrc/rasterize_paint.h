@@ -30,70 +30,125 @@ inline uint32_t open_layer(const TileView& t, uint32_t inside) {
   return inside;
 }
 
+// One bit per Gaussian of a batch that touches a block, for each of the 16 blocks.
+FG_INLINE void turn(const Batch& batch, uint32_t* by_block) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_loadu_si512(batch.blocks), high = _mm512_loadu_si512(batch.blocks + 16);
+  const uint32_t some = batch.count < 32 ? (1u << batch.count) - 1 : ~0u;
+  for (int b = 0; b < 16; ++b) {
+    const __m512i bit = _mm512_set1_epi32(1 << b);
+    const uint32_t l = _mm512_test_epi32_mask(low, bit), h = _mm512_test_epi32_mask(high, bit);
+    by_block[b] = (l | h << 16) & some;
+  }
+#else
+  for (int b = 0; b < 16; ++b) by_block[b] = 0;
+  for (int i = 0; i < batch.count; ++i)
+    for (uint32_t m = batch.blocks[i]; m; m &= m - 1) by_block[__builtin_ctz(m)] |= 1u << i;
+#endif
+}
+
+// Some Gaussians of a batch on one register of pixels, whose state stays in registers meanwhile. False once every pixel
+// has stopped.
+FG_INLINE bool paint_block(const Batch& batch, uint32_t which, vf x, vf y, float* p) {
+  const vf floor = load(plane(p, kFloor));
+  vf transmittance = load(plane(p, kTransmittance)), rest = load(plane(p, kRest));
+  vf red = load(plane(p, kColors)), green = load(plane(p, kColors + 1)), blue = load(plane(p, kColors + 2));
+  uint32_t open = 1;
+  for (; which && open; which &= which - 1) {
+    const float* rec = batch.records[__builtin_ctz(which)];
+    const vf dx = x - rec[kX], dy = y - rec[kY];
+    const vf exponent = dx * (rec[kA] * dx + rec[kB] * dy) + (rec[kC] * dy * dy + rec[kLevel]);
+    vf alpha = exp2(min(exponent, broadcast(kLog2MaxAlpha)));
+    alpha = exponent >= kLog2MinAlpha ? alpha : zero();
+    // A pixel that has stopped stays below its floor, for transmittance never grows: no need to remember it.
+    const vf left = transmittance - alpha * transmittance;
+    const vf weight = left >= floor ? transmittance - left : zero();
+    transmittance = left;
+    open = bits_at_least(left, floor);
+    rest -= weight;
+    red += weight * rec[kHeader];
+    green += weight * rec[kHeader + 1];
+    blue += weight * rec[kHeader + 2];
+  }
+  store(plane(p, kTransmittance), transmittance);
+  store(plane(p, kRest), rest);
+  store(plane(p, kColors), red);
+  store(plane(p, kColors + 1), green);
+  store(plane(p, kColors + 2), blue);
+  return open;
+}
+
 FG_INLINE void paint_layer(const Work& w, const TileView& t, const uint32_t* items, const uint32_t* end,
                            uint32_t live) {
-  const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
+  const vf tile_x = broadcast(static_cast<float>(t.x)), tile_y = broadcast(static_cast<float>(t.y));
   Batch batch;
+  static_assert(Batch::kSize == 32, "one bit each");
   for (; items < end && live; items += batch.count) {
     batch.find(w, t, items, end - items, live);
-    for (int i = 0; i < batch.count; ++i) {
-      const float* rec = batch.records[i];
-      const Splat g(rec, tile_x, tile_y);
-      for (uint32_t blocks = batch.blocks[i]; blocks; blocks &= blocks - 1) {
-        const int b = __builtin_ctz(blocks);
-        uint32_t open = 0;
-        for (int j = 0; j < kParts; ++j) {
-          float* p = t.block(b) + j * kWidth;
-          const vf floor = load(plane(p, kFloor));
-          const Layer o = blend_layer(g, j, b, load(plane(p, kTransmittance)), floor);
-          open |= bits_at_least(o.left, floor);
-          store(plane(p, kTransmittance), o.left);
-          store(plane(p, kRest), load(plane(p, kRest)) - o.weight);
-          for (int c = 0; c < 3; ++c) {
-            float* q = plane(p, kColors + c);
-            store(q, load(q) + o.weight * rec[kHeader + c]);
-          }
-        }
-        if (!open) live &= ~(1u << b);
-      }
+    uint32_t by_block[16];
+    turn(batch, by_block);
+    for (uint32_t blocks = live; blocks; blocks &= blocks - 1) {
+      const int b = __builtin_ctz(blocks);
+      if (!by_block[b]) continue;
+      bool open = false;
+      for (int j = 0; j < kParts; ++j)
+        open |= paint_block(batch, by_block[b], load(kLaneX + j * kWidth) + kBlockX[b] + tile_x,
+                            load(kLaneY + j * kWidth) + kBlockY[b] + tile_y, t.block(b) + j * kWidth);
+      if (!open) live &= ~(1u << b);
     }
   }
 }
 
-// To the nearest integer, halves to the even one.
-FG_INLINE float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
+typedef uint8_t vb __attribute__((vector_size(kWidth)));
 
-FG_INLINE uint8_t to_grey(float x) {
-  x = x > 0.0f ? x : 0.0f;
-  return static_cast<uint8_t>(static_cast<int>(round_even((x < 1.0f ? x : 1.0f) * 255.0f)));
+FG_INLINE vf load_bytes(const uint8_t* p) {
+  vb bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, vf);
 }
 
-// One row of a tile, planes gathered to interleaved pixels, laid over the backdrop.
-inline void write_row(const TileView& t, const Canvas& c, int image_width, int y) {
-  float color[3 * kTile], rest[kTile];
+// Grey levels of values in [0, 1], halves to the even one; NaN is 0.
+FG_INLINE void store_greys(uint8_t* p, vf x) {
+  const vf rounded = clamp(x * 255.0f, zero(), broadcast(255.0f)) + 12582912.0f;
+  const vb bytes = __builtin_convertvector(reinterpret_cast<vi>(rounded) & 255, vb);
+  std::memcpy(p, &bytes, sizeof bytes);
+}
+
+// One row of a tile as pixels of C channels: what the layers show, and the rest once per channel.
+template <int C>
+FG_INLINE void gather_row(const TileView& t, int y, float* color, float* rest) {
   for (int x = 0; x < kTile; x += 4) {
     const float* p = t.block((y / 4) * 4 + x / 4) + (y % 4) * 4;
+    float thrice[C * kBlockLanes];
     interleave4<3>(p + kColors * kBlockLanes, 3, color + 3 * x);
-    store4(rest + x, load4(p + kRest * kBlockLanes));
+    for (int c = 0; c < C; ++c) store4(thrice + c * kBlockLanes, load4(p + kRest * kBlockLanes));
+    interleave4<C>(thrice, C, rest + C * x);
   }
+}
+
+inline void write_row(const TileView& t, const Canvas& c, int image_width, int y) {
+  alignas(64) float color[3 * kTile], rest[3 * kTile];
   const int64_t at = (int64_t{t.y + y} * image_width + t.x) * c.channels;
-  const uint8_t* behind = c.backdrop + at;
-  uint8_t* out = c.out + at;
+  alignas(64) uint8_t behind[4 * kTile], out[4 * kTile];  // whole vectors, also at the image's far edge
+  std::memcpy(behind, c.backdrop + at, static_cast<size_t>(t.width) * c.channels);
   if (c.channels == 3) {
-    float thrice[3 * kTile];
-    for (int x = 0; x < kTile; ++x) thrice[3 * x] = thrice[3 * x + 1] = thrice[3 * x + 2] = rest[x];
-    for (int i = 0; i < 3 * t.width; ++i) out[i] = to_grey(color[i] + thrice[i] * (behind[i] / 255.0f));
-    return;
-  }
-  constexpr float kClear = 0.5f / 255.0f;  // alpha that rounds to 0: the colour under it does not matter
-  for (int x = 0; x < t.width; ++x) {
-    const float under = behind[4 * x + 3] / 255.0f, alpha = 1.0f - rest[x] * (1.0f - under);
-    for (int k = 0; k < 3; ++k) {
-      const float premultiplied = color[3 * x + k] + rest[x] * (behind[4 * x + k] / 255.0f * under);
-      out[4 * x + k] = to_grey(premultiplied / (alpha > kClear ? alpha : kClear));
+    gather_row<3>(t, y, color, rest);
+    for (int i = 0; i < 3 * kTile; i += kWidth)
+      store_greys(out + i, load(color + i) + load(rest + i) * (load_bytes(behind + i) * (1.0f / 255.0f)));
+  } else {
+    gather_row<1>(t, y, color, rest);
+    constexpr float kClear = 0.5f / 255.0f;  // alpha that rounds to 0: the colour under it does not matter
+    alignas(64) float pixels[4 * kTile];
+    for (int x = 0; x < t.width; ++x) {
+      const float under = behind[4 * x + 3] / 255.0f, alpha = 1.0f - rest[x] * (1.0f - under);
+      for (int k = 0; k < 3; ++k)
+        pixels[4 * x + k] = (color[3 * x + k] + rest[x] * (behind[4 * x + k] / 255.0f * under)) /
+                            (alpha > kClear ? alpha : kClear);
+      pixels[4 * x + 3] = alpha;
     }
-    out[4 * x + 3] = to_grey(alpha);
+    for (int i = 0; i < 4 * kTile; i += kWidth) store_greys(out + i, load(pixels + i));
   }
+  std::memcpy(c.out + at, out, static_cast<size_t>(t.width) * c.channels);
 }
 
 inline void copy_tile(const TileView& t, const Canvas& c, int image_width) {

@@ -255,10 +255,10 @@ def described(*path, value):
 HOSTILE = {
     "another kind of file": described("format", value="fg3dgs_jax.weights"),
     "another version": described("version", value=9),
-    "flipped": lambda arrays, _: arrays["model/eyes/rows"].__setitem__((0, 0), 9.0),
+    "flipped": lambda arrays, _: arrays["model/eyes/rows/queries"].__setitem__((0, 0), 9.0),
     "not finite": changed("model/eyes/means", lambda x: x * np.nan),
-    "short": changed("model/mouth/rows", lambda x: x[:, 1:]),
-    "other type": changed("model/mouth/rows", lambda x: x.astype(np.float64)),
+    "short": changed("model/mouth/rows/queries", lambda x: x[:, 1:]),
+    "other type": changed("model/mouth/rows/queries", lambda x: x.astype(np.float64)),
     "no Gaussians of a region": lambda arrays, _: arrays.pop("model/mouth/opacities"),
     "huge grid": described("spec", "regions", 0, "grid", "levels", value=10**9),
     "huge table": described("spec", "regions", 0, "grid", "log2_table", value=62),

@@ -126,7 +126,8 @@ class Head:
         if dataset.fingerprint == clip.fingerprint:  # its cameras may have been corrected
             dataset = cameras.with_cameras(dataset, clip.viewmats, clip.intrinsics)
         run = {**facts["run"], "baked": str(path), "data": str(dataset.path)}
-        run["trained_on_this_data"] &= clip.fingerprint == dataset.fingerprint
+        known = run.get("trained_on_this_data", False)  # heads that come from no run say nothing
+        run["trained_on_this_data"] = known and clip.fingerprint == dataset.fingerprint
         head = cls(spec, regions, None, dataset, run, options)
         head.rest = facts["rest"]
         head._came_with(facts["config"], speech_model)
@@ -320,7 +321,7 @@ class Head:
             return np.asarray(self._louder(*given))
 
         behind = performance.backdrops(dataset, background, alpha)
-        return performance.play(draw, dataset, ear, plan, rest, behind, fps or dataset.fps)
+        return performance.play(draw, dataset, ear, plan, rest, behind, fps or dataset.fps, live=live)
 
     def _ear(self, sound, gate: float | None) -> performance.Ear:
         if isinstance(sound, str | Path):

@@ -1,5 +1,6 @@
 """A head performs: what is heard and what is planned become frames, at any frame rate, as soon as they can."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import numpy as np
 
 from fg3dgs_jax import types
 from fg3dgs_jax.data import clip as clips
-from fg3dgs_jax.data.dataset import Dataset
+from fg3dgs_jax.data.dataset import Dataset, ahead
 from fg3dgs_jax.data.hearing import MARGIN, Heard
 from fg3dgs_jax.inference import paths
 from fg3dgs_jax.inference.control import Plan
@@ -52,11 +53,18 @@ class Given:
         return math.ceil((len(self._windows) - 2 * MARGIN) / self._fps * fps - 1e-6)
 
 
+# Frames of a sound that is there already are drawn side by side, as many at a time: while one listens, sorts or comes
+# to the host, which one thread does, others have the rest of the machine.
+WORKERS, AHEAD = 2, 4
+
+
 def play(
     draw: Draw, dataset: Dataset, ear: Ear, plan: Plan, rest: np.ndarray, backdrop: Callable[[int], np.ndarray],
-    fps: float,
+    fps: float, *, live: bool = False,
 ) -> Iterator[Shown]:  # fmt: skip
     """Frames at `fps` for as long as there is sound, each as soon as what it needs has been heard.
+
+    live: nothing is heard before the frame that is due has been taken.
 
     rest: the windows f32 [8, A, D] of a closed mouth, that stand for silence. backdrop: clip frame -> what lies behind
     the head. A plan that is shorter than the sound is followed back and forth.
@@ -72,17 +80,27 @@ def play(
             last = source, backdrop(source)
         return last
 
-    with ThreadPoolExecutor(1) as pool:  # the next backdrop is decoded while this frame renders
-        waiting = pool.submit(fetch, 0)
-        for k, audio in enumerate(tokens(ear, rest, step, fps)):
-            picture = waiting.result()[1]
-            waiting = pool.submit(fetch, k + 1)
-            at = _reflected(k * step, len(plan.viewmats))
-            viewmat = paths.viewmats_at(plan.viewmats, np.array([at]))[0] if at % 1 else plan.viewmats[int(at)]
-            # The plan's expression begins four frames before its first frame.
-            expression = paths.track_at(plan.expression, at + np.arange(2 * MARGIN))
-            position = float(paths.track_at(plan.sources[:, None], np.array([at]))[0, 0])
-            yield Shown(draw(types.Condition(audio, expression), viewmat, picture), picture, position)
+    def scenes() -> Iterator[tuple]:
+        with ThreadPoolExecutor(1) as pool:  # the next backdrop is decoded while this frame renders
+            waiting = pool.submit(fetch, 0)
+            for k, audio in enumerate(tokens(ear, rest, step, fps)):
+                picture = waiting.result()[1]
+                waiting = pool.submit(fetch, k + 1)
+                at = _reflected(k * step, len(plan.viewmats))
+                viewmat = paths.viewmats_at(plan.viewmats, np.array([at]))[0] if at % 1 else plan.viewmats[int(at)]
+                # The plan's expression begins four frames before its first frame.
+                expression = paths.track_at(plan.expression, at + np.arange(2 * MARGIN))
+                position = float(paths.track_at(plan.sources[:, None], np.array([at]))[0, 0])
+                yield types.Condition(audio, expression), viewmat, picture, position
+
+    def show(scene: tuple) -> Shown:
+        condition, viewmat, picture, position = scene
+        return Shown(draw(condition, viewmat, picture), picture, position)
+
+    workers, depth = (1, 1) if live else (WORKERS, AHEAD)
+    waiting = scenes()
+    yield from map(show, itertools.islice(waiting, 1))  # alone: what it compiles, the others need
+    yield from ahead(show, waiting, workers, depth)
 
 
 def tokens(ear: Ear, rest: np.ndarray, step: float, fps: float) -> Iterator[np.ndarray]:

@@ -52,7 +52,7 @@ class Written(NamedTuple):
 
     frames: int
     seconds: float  # length of the video
-    seconds_per_frame: float  # median time to make one, from condition to host pixels; the first, which compiles, apart
+    seconds_per_frame: float  # median time until the next was there; the first, which compiles, apart
 
 
 def check(output: Output) -> None:

@@ -51,7 +51,7 @@ class BakedRegion:
     scales: Array  # f32 [N, 3], world units
     opacities: Array  # f32 [N], at least 1/255
     sh: Array  # f32 [N, K, 3], as many coefficients as the head's degree has
-    rows: Array  # f32 [R, N], what the network makes of a Gaussian alone: see the kinds below
+    rows: dict[str, Array]  # f32 [.., N] each, what the network makes of a Gaussian alone: see the kinds below
     network: dict  # the network's parameters; those whose work is in the rows hold nothing
 
 
@@ -76,7 +76,7 @@ def bake(spec: rendering.HeadSpec, params: Mapping[str, Mapping], alive: Mapping
             motion["raw_scales"] = np.asarray(motion["raw_scales"])[kept]
         kind = _KINDS[region.motion]
         shape = _activated(chosen, spec.sh_degree, "quats" in predicts)
-        rows = np.asarray(kind.rows(nnx.merge(graphs[region.name], motion), chosen.means))
+        rows = jax.tree.map(np.asarray, kind.rows(nnx.merge(graphs[region.name], motion), chosen.means))
         network = jax.tree.map(np.asarray, _without_spent(motion, np.zeros(0, np.float32)))
         baked[region.name] = BakedRegion(**shape, rows=rows, network=network)
     return baked
@@ -119,13 +119,14 @@ def structure(spec: rendering.HeadSpec, counts: Mapping[str, int]) -> dict[str, 
             return kind.rows(nnx.merge(graph, motion), means)
 
         one = jax.eval_shape(rows, motion, jax.ShapeDtypeStruct((1, 3), jnp.float32))
+        all_rows = {name: jax.ShapeDtypeStruct((row.shape[0], count), jnp.float32) for name, row in one.items()}
         shapes = {"means": 3, "quats": 4, "scales": 3}
         sized = {name: jax.ShapeDtypeStruct((count, size), jnp.float32) for name, size in shapes.items()}
         out[region.name] = BakedRegion(
             **sized,
             opacities=jax.ShapeDtypeStruct((count,), jnp.float32),
             sh=jax.ShapeDtypeStruct((count, coefficients, 3), jnp.float32),
-            rows=jax.ShapeDtypeStruct((one.shape[0], count), jnp.float32),
+            rows=all_rows,
             network=_without_spent(motion, jax.ShapeDtypeStruct((0,), jnp.float32)),
         )
     return out
@@ -209,23 +210,24 @@ def _spatial(net: Any, means: np.ndarray) -> jax.Array:
 # layer's share of the position, the vectors, and in the released kind the raw scales.
 
 
-def _face_rows(net: Any, means: np.ndarray) -> jax.Array:
+def _face_rows(net: Any, means: np.ndarray) -> dict[str, jax.Array]:
     spatial = _spatial(net, means)
-    share = _kernels(net.deform)[0][: len(spatial)].T @ spatial
     vectors = [net.attend_audio(spatial), jax.nn.relu(net.attend_expression(spatial))]
-    return jnp.concatenate([share, *vectors, *([net.raw_scales[...].T] if _is_released(net) else [])])
+    share = _kernels(net.deform)[0][: len(spatial)].T @ spatial
+    rows = {"share": share, "vectors": jnp.concatenate(vectors)}
+    return rows | ({"raw_scales": net.raw_scales[...].T} if _is_released(net) else {})
 
 
-def _face_move(net: Any, rows: jax.Array, condition: Condition) -> Deltas:
+def _face_move(net: Any, rows: Mapping[str, jax.Array], condition: Condition) -> Deltas:
     gates = _gates(net, condition)
     first, *others = _kernels(net.deform)
-    share, vectors, raw = jnp.split(rows, np.cumsum([first.shape[1], len(gates)]))
-    out = multiply_onto(share, vectors, [gates[:, None] * first[-len(gates) :], *others]).T
+    out = multiply_onto(rows["share"], rows["vectors"], [gates[:, None] * first[-len(gates) :], *others]).T
     if not _is_released(net):
         return delta_lib.split(out, net.predicts)
     # the eighth output, an opacity, is not used there either
     deltas = delta_lib.split(jnp.delete(out, 7, axis=1, assume_unique_indices=True), delta_lib.DEFORMATION)
-    scales = jnp.log(jax.nn.softplus(raw.T + deltas.log_scales)) - jnp.log(jax.nn.softplus(raw.T))
+    raw = rows["raw_scales"].T
+    scales = jnp.log(jax.nn.softplus(raw + deltas.log_scales)) - jnp.log(jax.nn.softplus(raw))
     return deltas.replace(log_scales=scales)
 
 
@@ -246,34 +248,35 @@ def _gates(net: Any, condition: Condition) -> jax.Array:
 # the first layer's share of the position.
 
 
-def _added_rows(net: Any, means: np.ndarray) -> jax.Array:
+def _added_rows(net: Any, means: np.ndarray) -> dict[str, jax.Array]:
     spatial = _spatial(net, means)
-    return _kernels(net.deform)[0][: len(spatial)].T @ spatial
+    return {"share": _kernels(net.deform)[0][: len(spatial)].T @ spatial}
 
 
-def _added_move(net: Any, rows: jax.Array, condition: Condition) -> Deltas:
+def _added_move(net: Any, rows: Mapping[str, jax.Array], condition: Condition) -> Deltas:
     by_sound = hasattr(net, "audio")
     given = net.audio(condition.audio)[1] if by_sound else net.expression(condition.expression)[1]
     first, *others = _kernels(net.deform)
     heard = given @ first[-len(given) :]  # the same for all Gaussians
-    out = multiply_onto(rows, jnp.ones((1, rows.shape[1])), [heard[None], *others])
+    share = rows["share"]
+    out = multiply_onto(share, jnp.ones((1, share.shape[1])), [heard[None], *others])
     return delta_lib.split(out.T, getattr(net, "predicts", ("means",)), MOUTH_SHARES if by_sound else 1.0)
 
 
 # Eyes and mouth: gated cross-modal attention moves the means (FG Eq. 9-12). Rows: the queries.
 
 
-def _attending_rows(net: Any, means: np.ndarray) -> jax.Array:
-    return net.attention.query(_spatial(net, means))
+def _attending_rows(net: Any, means: np.ndarray) -> dict[str, jax.Array]:
+    return {"queries": net.attention.query(_spatial(net, means))}
 
 
-def _attending_move(net: Any, rows: jax.Array, condition: Condition) -> Deltas:
+def _attending_move(net: Any, rows: Mapping[str, jax.Array], condition: Condition) -> Deltas:
     tokens, pooled = net.hear(condition)
     keys, to_output = net.attention.fold(tokens)
     reach = jax.nn.sigmoid(net.gate(pooled)[0]) * to_output  # z of Eq. 10 is this times the attention's weights
     (up1, down1), (up2, down2), (last,) = map(_kernels, (net.ffn1, net.ffn2, net.deform))
     out = attend(
-        rows,
+        rows["queries"],
         keys / math.sqrt(keys.shape[-1]),
         (up1.T @ reach, up1.T @ pooled),  # Eq. 11's first layer
         ((down1 @ up2).T, up2.T @ reach),  # its second and Eq. 12's first
@@ -283,8 +286,8 @@ def _attending_move(net: Any, rows: jax.Array, condition: Condition) -> Deltas:
 
 
 class _Kind(NamedTuple):
-    rows: Callable[[Any, np.ndarray], jax.Array]  # (network, means [N, 3]) -> [R, N]
-    move: Callable[[Any, jax.Array, Condition], Deltas]  # (network, rows, condition)
+    rows: Callable[[Any, np.ndarray], dict[str, jax.Array]]  # (network, means [N, 3]) -> [.., N] each
+    move: Callable[[Any, Mapping[str, jax.Array], Condition], Deltas]  # (network, rows, condition)
 
 
 _FACE, _ADDED = _Kind(_face_rows, _face_move), _Kind(_added_rows, _added_move)
