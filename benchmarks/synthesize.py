@@ -2,10 +2,10 @@
 
     python benchmarks/synthesize.py [--workdir RUN ...] [--quick] [--out benchmarks/results/synthesize.json]
 
-Heads: a procedural one, of configs/fg3dgs.py with 30,000 Gaussians at 512 x 512, all alive, trained for a few steps so
-that they have sizes as they occur; and each RUN, a training run's folder. Every head is baked, written and read again.
-Before anything is timed, the painted frame must equal the layers composited in plain JAX, and the baked head's frames
-the head's own. p50 and p95 are over frames of the clip; learnt and baked alternate, so that drift hits both alike.
+Heads: the ellipsoid of rasterizer.py with 30,000 Gaussians as the three regions of configs/fg3dgs.py, at 512 x 512,
+before a procedural clip; and each RUN, a training run's folder. Every head is baked, written and read again. Before
+anything is timed, the painted frame must equal the layers composited in plain JAX, and the baked head's frames the
+head's own. p50 and p95 are over frames of the clip; learnt and baked alternate, so that drift hits both alike.
 
     features    sound to audio windows, per frame of the whole sound
     motion      condition to the Gaussians' deltas          raster + composite    deltas to the picture, painted at once
@@ -38,23 +38,28 @@ from fg3dgs_jax.inference import baked
 from fg3dgs_jax.inference.control import Control
 from fg3dgs_jax.inference.head import MARGIN, Head
 from fg3dgs_jax.model import bake, render
-from fg3dgs_jax.training import loop
-from fg3dgs_jax.training.step import make_step
+from fg3dgs_jax.model.gaussians import SH_C0
 
-GAUSSIANS, SIZE, CLIP_FRAMES, STEPS = 30_000, 512, 50, 40
+GAUSSIANS, SIZE, CLIP_FRAMES = 30_000, 512, 25
 
 
 def procedural(folder: Path) -> Head:
-    """A head with full pools that has seen a procedural clip for some steps of every stage."""
+    """The ellipsoid of rasterizer.py as a head of three regions before a procedural clip, its networks untrained."""
     synthetic.make(folder / "data", CLIP_FRAMES, SIZE)
     run = training_benchmark.prepare(open_dataset(folder / "data"), GAUSSIANS, folder / "run", {})
-    state, frames = training_benchmark.fill(loop.first_state(run)), jax.device_put(run.dataset.frame(9))
-    for stage in run.stages[-1:]:
-        step = make_step(loop.plan(run, stage, None))
-        for _ in range(STEPS):
-            state, _ = step(state, frames, run.judges)
-    alive = {name: pool.alive for name, pool in state.pools.items()}
-    return Head(run.spec, state.params, alive, run.dataset, {"workdir": "procedural", "step": STEPS})
+    means, quats, scales, opacities, colors, *_ = map(np.asarray, rasterizer_benchmark.head_scene(GAUSSIANS, SIZE))
+    sh = 0.05 * np.random.default_rng(1).standard_normal((GAUSSIANS, (run.spec.sh_degree + 1) ** 2, 3))
+    sh[:, 0] = (colors - 0.5) / SH_C0
+    arrays = (means, quats, np.log(scales), np.log(opacities / (1 - opacities)), sh)
+    _, motions = render.create_motions(run.spec, 0)
+    params, alive, start = {}, {}, 0
+    for region in run.spec.regions:
+        stop = start + round(GAUSSIANS * training_benchmark.SHARES[region.name])
+        part = types.Gaussians(*(array[start:stop].astype(np.float32) for array in arrays))
+        params[region.name] = {"gaussians": part, "motion": motions[region.name]}
+        alive[region.name] = np.ones(len(part.means), bool)
+        start = stop
+    return Head(run.spec, params, alive, run.dataset, {"workdir": "procedural"})
 
 
 class Parts:

@@ -30,23 +30,6 @@ inline uint32_t open_layer(const TileView& t, uint32_t inside) {
   return inside;
 }
 
-// One bit per Gaussian of a batch that touches a block, for each of the 16 blocks.
-FG_INLINE void turn(const Batch& batch, uint32_t* by_block) {
-#if defined(__AVX512F__)
-  const __m512i low = _mm512_loadu_si512(batch.blocks), high = _mm512_loadu_si512(batch.blocks + 16);
-  const uint32_t some = batch.count < 32 ? (1u << batch.count) - 1 : ~0u;
-  for (int b = 0; b < 16; ++b) {
-    const __m512i bit = _mm512_set1_epi32(1 << b);
-    const uint32_t l = _mm512_test_epi32_mask(low, bit), h = _mm512_test_epi32_mask(high, bit);
-    by_block[b] = (l | h << 16) & some;
-  }
-#else
-  for (int b = 0; b < 16; ++b) by_block[b] = 0;
-  for (int i = 0; i < batch.count; ++i)
-    for (uint32_t m = batch.blocks[i]; m; m &= m - 1) by_block[__builtin_ctz(m)] |= 1u << i;
-#endif
-}
-
 // Some Gaussians of a batch on one register of pixels, whose state stays in registers meanwhile. False once every pixel
 // has stopped.
 FG_INLINE bool paint_block(const Batch& batch, uint32_t which, vf x, vf y, float* p) {
@@ -56,10 +39,7 @@ FG_INLINE bool paint_block(const Batch& batch, uint32_t which, vf x, vf y, float
   uint32_t open = 1;
   for (; which && open; which &= which - 1) {
     const float* rec = batch.records[__builtin_ctz(which)];
-    const vf dx = x - rec[kX], dy = y - rec[kY];
-    const vf exponent = dx * (rec[kA] * dx + rec[kB] * dy) + (rec[kC] * dy * dy + rec[kLevel]);
-    vf alpha = exp2(min(exponent, broadcast(kLog2MaxAlpha)));
-    alpha = exponent >= kLog2MinAlpha ? alpha : zero();
+    const vf alpha = alpha_at(rec, x - rec[kX], y - rec[kY]);
     // A pixel that has stopped stays below its floor, for transmittance never grows: no need to remember it.
     const vf left = transmittance - alpha * transmittance;
     const vf weight = left >= floor ? transmittance - left : zero();
@@ -82,7 +62,6 @@ FG_INLINE void paint_layer(const Work& w, const TileView& t, const uint32_t* ite
                            uint32_t live) {
   const vf tile_x = broadcast(static_cast<float>(t.x)), tile_y = broadcast(static_cast<float>(t.y));
   Batch batch;
-  static_assert(Batch::kSize == 32, "one bit each");
   for (; items < end && live; items += batch.count) {
     batch.find(w, t, items, end - items, live);
     uint32_t by_block[16];

@@ -75,6 +75,7 @@ struct Batch {
   static constexpr int kSize = 32;
   int count;
   const float* records[kSize];
+  float x[kSize], y[kSize];  // of the tile's corner, from the mean
   uint32_t blocks[kSize];
 
   FG_INLINE void find(const Work& w, const TileView& t, const uint32_t* items, int64_t left, uint32_t live) {
@@ -83,10 +84,30 @@ struct Batch {
     for (int i = 0; i < count; ++i) {
       records[i] = w.records + int64_t{items[i]} * w.stride;
       if (i + 4 < left) __builtin_prefetch(w.records + int64_t{items[i + 4]} * w.stride);
+      x[i] = tile_x - records[i][kX];
+      y[i] = tile_y - records[i][kY];
       blocks[i] = touched_blocks(records[i], tile_x, tile_y) & live;
     }
   }
 };
+
+// One bit per Gaussian of a batch that touches a block, for each of the 16 blocks.
+FG_INLINE void turn(const Batch& batch, uint32_t* by_block) {
+  static_assert(Batch::kSize == 32, "one bit each");
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_loadu_si512(batch.blocks), high = _mm512_loadu_si512(batch.blocks + 16);
+  const uint32_t some = batch.count < 32 ? (1u << batch.count) - 1 : ~0u;
+  for (int b = 0; b < 16; ++b) {
+    const __m512i bit = _mm512_set1_epi32(1 << b);
+    const uint32_t l = _mm512_test_epi32_mask(low, bit), h = _mm512_test_epi32_mask(high, bit);
+    by_block[b] = (l | h << 16) & some;
+  }
+#else
+  for (int b = 0; b < 16; ++b) by_block[b] = 0;
+  for (int i = 0; i < batch.count; ++i)
+    for (uint32_t m = batch.blocks[i]; m; m &= m - 1) by_block[__builtin_ctz(m)] |= 1u << i;
+#endif
+}
 
 inline void clear_tile(const TileView& t, int image_width, int channels, const Images& out) {
   for (int y = 0; y < t.height; ++y) {
@@ -95,6 +116,53 @@ inline void clear_tile(const TileView& t, int image_width, int channels, const I
     std::memset(out.depth + at, 0, sizeof(float) * t.width);
     std::memset(out.color + at * channels, 0, sizeof(float) * t.width * channels);
   }
+}
+
+// A Gaussian's alpha at offsets from its mean, 0 where it is skipped.
+FG_INLINE vf alpha_at(const float* rec, vf dx, vf dy) {
+  const vf exponent = dx * (rec[kA] * dx + rec[kB] * dy) + (rec[kC] * dy * dy + rec[kLevel]);
+  const vf alpha = exp2(min(exponent, broadcast(kLog2MaxAlpha)));
+  return exponent >= kLog2MinAlpha ? alpha : zero();
+}
+
+// Some Gaussians of a batch on one register of pixels, C channels, whose state stays in registers meanwhile; the same
+// arithmetic as blend_layer. False once every pixel has stopped.
+template <int C>
+FG_INLINE bool blend_block(const Batch& batch, uint32_t which, int part, int block, float* p) {
+  const vf lane_x = load(kLaneX + part * kWidth), lane_y = load(kLaneY + part * kWidth);
+  vf state[3 + C];
+  for (int k = 0; k < 3 + C; ++k) state[k] = load(p + k * kBlockLanes);
+  uint32_t open = 1;
+  for (; which && open; which &= which - 1) {
+    const int i = __builtin_ctz(which);
+    const float* rec = batch.records[i];
+    const vf dx = (lane_x + batch.x[i]) + kBlockX[block], dy = (lane_y + batch.y[i]) + kBlockY[block];
+    vf weight = alpha_at(rec, dx, dy) * state[0];
+    // A pixel that has stopped stays below the floor, for transmittance never grows: no need to remember it.
+    state[0] -= weight;
+    weight = state[0] >= kMinTransmittance ? weight : zero();
+    open = bits_at_least(state[0], broadcast(kMinTransmittance));
+    state[1] += weight;
+    state[2] += weight * rec[kZ];
+    for (int c = 0; c < C; ++c) state[3 + c] += weight * rec[kHeader + c];
+  }
+  for (int k = 0; k < 3 + C; ++k) store(p + k * kBlockLanes, state[k]);
+  return open;
+}
+
+// A batch on a tile, block by block; returns the blocks that are still live.
+template <int C>
+FG_INLINE uint32_t blend_batch(const Batch& batch, const TileView& t, uint32_t live) {
+  uint32_t by_block[16];
+  turn(batch, by_block);
+  for (uint32_t blocks = live; blocks; blocks &= blocks - 1) {
+    const int b = __builtin_ctz(blocks);
+    if (!by_block[b]) continue;
+    bool open = false;
+    for (int j = 0; j < kParts; ++j) open |= blend_block<C>(batch, by_block[b], j, b, t.block(b) + j * kWidth);
+    if (!open) live &= ~(1u << b);
+  }
+  return live;
 }
 
 // Planes: transmittance, alpha, depth, colours. C = 0: any number of channels.
@@ -113,7 +181,11 @@ void blend_tile(const Work& w, const Images& out, int tile, float* scratch) {
   Batch batch;
   for (; items < end && live; items += batch.count) {
     batch.find(w, t, items, end - items, live);
-    for (int i = 0; i < batch.count; ++i) {
+    if constexpr (C > 0) {
+      live = blend_batch<C>(batch, t, live);
+      continue;
+    }
+    for (int i = 0; i < batch.count; ++i) {  // more channels than registers
       const float* rec = batch.records[i];
       const Splat g(rec, tile_x, tile_y);
       for (uint32_t blocks = batch.blocks[i]; blocks; blocks &= blocks - 1) {
