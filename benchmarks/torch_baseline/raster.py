@@ -135,10 +135,11 @@ def lay_out(gaussians: Tensor, tiles: Tensor, columns: int, rows: int) -> Pairs:
     return Pairs(index, there, origin, used, tuple(rounds))
 
 
-def polynomials(means2d: Tensor, shape: Tensor, rgb: Tensor, pairs: tuple[Tensor, Tensor, Tensor]) -> tuple:
+def polynomials(
+    means2d: Tensor, shape: Tensor, rgb: Tensor, index: Tensor, there: Tensor, origin: Tensor
+) -> tuple[Tensor, Tensor]:
     """Per place of a slot: the exponent log(opacity) - d^T conic d / 2 as a polynomial (1, x, y, xx, xy, yy) of the
     pixel's offset from the tile's middle, [S, K, 6], and the colour and 1, [S, K, 4]."""
-    index, there, origin = pairs
     flat = index.reshape(-1)
     mean = means2d.index_select(0, flat).view(*index.shape, 2)
     shape = shape.index_select(0, flat).view(*index.shape, 4)
@@ -174,7 +175,7 @@ def rasterize(
         ranks = torch.repeat_interleave(torch.arange(len(count)), count)
         gaussians, tiles = tiles_of_(ranks, order, torch.cumsum(count, 0) - count, boxes, columns)
         pairs = lay_out(gaussians, tiles, columns, rows)
-    coefficients, features = polynomials_(means2d, shape, rgb, pairs[:3])
+    coefficients, features = polynomials_(means2d, shape, rgb, *pairs[:3])
     image = Blend.apply(coefficients, features, pairs, compiled)
     canvas = image.new_zeros(columns * rows, 4, PIXELS).index_copy(0, pairs.tiles, image)
     canvas = canvas.view(rows, columns, 4, TILE, TILE).permute(0, 3, 1, 4, 2).reshape(rows * TILE, columns * TILE, 4)
