@@ -69,6 +69,18 @@ def test_the_loss_weighs_right_pairs_moments_and_people_and_leaves_neighbours_ou
     assert float(alone) == pytest.approx(0.5 * (-np.log(np.diagonal(cosine)[:3]).mean() + moments), rel=1e-5)
 
 
+def test_ranking_finds_each_others_partner_and_leaves_neighbours_out():
+    cosine = np.array([[0.8, 0.7, 0.0, 0.3], [0.9, 0.6, 0.1, 0.1], [0.1, 0.2, 0.9, 0.0], [0.2, 0.0, 0.3, 0.7]])
+    who, start = jnp.array([0, 0, 0, 1]), jnp.array([0, 2, 9, 0])  # 0 and 1 are two frames apart
+    logits = cosine / sync_expert.TEMPERATURE
+    logits[0, 1] = logits[1, 0] = -np.inf
+    expected = [np.log(np.exp(rows).sum(1)) - np.diagonal(rows) for rows in (logits, logits.T)]
+    found = sync_expert.ranking(jnp.eye(4), jnp.asarray(cosine.T), who, start)
+    assert float(found) == pytest.approx(np.mean(expected), abs=1e-6)  # f32: logits of up to 13
+    slope = jax.grad(lambda voice: sync_expert.ranking(jnp.eye(4), voice, who, start))(jnp.asarray(cosine.T))
+    assert np.isfinite(slope).all() and slope[0, 1] == slope[1, 0] == 0.0
+
+
 def test_augmented_crops_are_parts_of_the_crops():
     rows, columns = np.mgrid[: 48 + 2 * MARGIN, : 96 + 2 * MARGIN]
     picture = np.stack([rows, columns, 0 * rows + 60], -1).astype(np.uint8)

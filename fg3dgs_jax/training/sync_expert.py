@@ -103,8 +103,8 @@ def contrast(face: jax.Array, voice: jax.Array, clip: jax.Array, start: jax.Arra
 def ranking(face: jax.Array, voice: jax.Array, clip: jax.Array, start: jax.Array) -> jax.Array:
     """Cross-entropy of finding the right sound among a batch's for each picture, and the right picture for each sound.
 
-    It asks for order alone, and so learns much sooner than `contrast`, which also asks for the cosines' values.
-    Neighbours, neither right nor wrong, are left out.
+    It asks for the cosines' order alone, `contrast` for their values too. Neighbours, neither right nor wrong, are left
+    out.
     """
     count = face.shape[0]
     apart = jnp.abs(start[:, None] - start[None])
