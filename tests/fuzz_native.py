@@ -1,7 +1,7 @@
 """Runs the native core, which knows neither XLA nor Python, under sanitizers: hostile inputs, and many callers at once.
 
-    python tests/fuzz_native.py --compiler g++                       as CI: 10^6 inputs, then 24 callers on four threads
-    python tests/fuzz_native.py --runs 100000000 --calls 10000       the long form: hours
+    python tests/fuzz_native.py        10^6 inputs (CI: 400,000 with g++), then 24 callers on four threads
+    python tests/fuzz_native.py --runs 100000000 --calls 10000      the long form: hours
 
 Inputs: AddressSanitizer and UndefinedBehaviorSanitizer over fuzz_native/fuzz.cc, split among the instruction sets that
 this processor has; with clang++ they are chosen by libFuzzer (coverage-guided; --corpus keeps what it finds), with g++
