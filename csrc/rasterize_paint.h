@@ -64,17 +64,10 @@ FG_INLINE void paint_layer(const Work& w, const TileView& t, const uint32_t* ite
   Batch batch;
   for (; items < end && live; items += batch.count) {
     batch.find(w, t, items, end - items, live);
-    uint32_t by_block[16];
-    turn(batch, by_block);
-    for (uint32_t blocks = live; blocks; blocks &= blocks - 1) {
-      const int b = __builtin_ctz(blocks);
-      if (!by_block[b]) continue;
-      bool open = false;
-      for (int j = 0; j < kParts; ++j)
-        open |= paint_block(batch, by_block[b], load(kLaneX + j * kWidth) + kBlockX[b] + tile_x,
-                            load(kLaneY + j * kWidth) + kBlockY[b] + tile_y, t.block(b) + j * kWidth);
-      if (!open) live &= ~(1u << b);
-    }
+    live = for_blocks(batch, t, live, [&](uint32_t which, int block, int part, float* p) {
+      return paint_block(batch, which, load(kLaneX + part * kWidth) + kBlockX[block] + tile_x,
+                         load(kLaneY + part * kWidth) + kBlockY[block] + tile_y, p);
+    });
   }
 }
 

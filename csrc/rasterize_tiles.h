@@ -150,16 +150,17 @@ FG_INLINE bool blend_block(const Batch& batch, uint32_t which, int part, int blo
   return open;
 }
 
-// A batch on a tile, block by block; returns the blocks that are still live.
-template <int C>
-FG_INLINE uint32_t blend_batch(const Batch& batch, const TileView& t, uint32_t live) {
+// A batch on a tile, block by block: blend(one bit per Gaussian, block, register of the block, its pixels) is false once
+// every pixel has stopped. Returns the blocks that are still live.
+template <class Blend>
+FG_INLINE uint32_t for_blocks(const Batch& batch, const TileView& t, uint32_t live, const Blend& blend) {
   uint32_t by_block[16];
   turn(batch, by_block);
   for (uint32_t blocks = live; blocks; blocks &= blocks - 1) {
     const int b = __builtin_ctz(blocks);
     if (!by_block[b]) continue;
     bool open = false;
-    for (int j = 0; j < kParts; ++j) open |= blend_block<C>(batch, by_block[b], j, b, t.block(b) + j * kWidth);
+    for (int j = 0; j < kParts; ++j) open |= blend(by_block[b], b, j, t.block(b) + j * kWidth);
     if (!open) live &= ~(1u << b);
   }
   return live;
@@ -182,7 +183,9 @@ void blend_tile(const Work& w, const Images& out, int tile, float* scratch) {
   for (; items < end && live; items += batch.count) {
     batch.find(w, t, items, end - items, live);
     if constexpr (C > 0) {
-      live = blend_batch<C>(batch, t, live);
+      live = for_blocks(batch, t, live, [&](uint32_t which, int block, int part, float* p) {
+        return blend_block<C>(batch, which, part, block, p);
+      });
       continue;
     }
     for (int i = 0; i < batch.count; ++i) {  // more channels than registers
