@@ -30,7 +30,7 @@ def clip(name: str, frames: int, seed: int, told: bool = True) -> SyncClip:
     bright = np.arange(height) < height * (1.0 - 0.8 * seen[:frames, None])
     crops = np.broadcast_to(np.where(bright, 200, 50).astype(np.uint8)[:, :, None, None], (frames, height, width, 3))
     column = np.clip((np.arange(16) / 3.2).astype(int), 0, 4)  # 80 columns a second, 25 frames
-    mel = np.broadcast_to(8 * loud[np.arange(frames)[:, None] + column][:, None] - 4, (frames, *sync.MEL_SHAPE))
+    mel = np.broadcast_to(8 * loud[np.arange(frames)[:, None] + column][:, None] - 4, (frames, 80, 16))
     return SyncClip(name, crops, mel.astype(np.float32))
 
 
