@@ -83,6 +83,16 @@ def test_frames_without_pixels_follow_their_neighbours():
     assert not cameras.filled(np.zeros((5, 6)), np.zeros(5, bool)).any()
 
 
+def test_far_from_what_was_seen_corrections_end_at_their_mean():
+    """A clip whose last seen frames lean to one side: the held-out end starts that way, and forgets it soon."""
+    twists = np.zeros((100, 6), np.float32)
+    twists[50:60] = 0.06
+    known = np.arange(100) < 60
+    end = cameras.filled(twists, known)[60:, 0]
+    assert end[0] > 0.025 and np.all(np.diff(end) < 0)
+    assert abs(end[9] - 0.01) < 0.01 and abs(end[-1] - 0.01) < 1e-4  # 0.01 is the mean
+
+
 def rule(**fields):
     measured = cameras.accelerations(trajectory(), EXTENT)
     return learned.CameraRule(**{"rate": (1e-2, 1e-3), "focal_rate": (0.0, 0.0), "smooth": 5.0, "near": 0.5,
