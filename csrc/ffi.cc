@@ -19,7 +19,9 @@ ffi::Error forward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, F
                                 near_plane, max_pairs, &scene);
   if (error.failure()) return error;
   const Images images = {color->typed_data(), alpha->typed_data(), depth->typed_data()};
-  return finish(rasterize_forward(scene, images, radii->typed_data(), num_pairs->typed_data(), make_executor(pool)));
+  return finish([&] {
+    return rasterize_forward(scene, images, radii->typed_data(), num_pairs->typed_data(), make_executor(pool));
+  });
 }
 
 // color, alpha, depth: what forward returned; d_*: their cotangents -> cotangents of the eight inputs, in order
@@ -32,10 +34,12 @@ ffi::Error backward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, 
   ffi::Error error = make_scene(means, quats, scales, opacities, colors, viewmat, intrinsics, means2d, width, height,
                                 near_plane, max_pairs, &scene);
   if (error.failure()) return error;
-  return finish(rasterize_backward(
-      scene, make_images(color, alpha, depth), make_images(d_color, d_alpha, d_depth),
-      make_gradients(d_means, d_quats, d_scales, d_opacities, d_colors, d_viewmat, d_intrinsics, d_means2d),
-      make_executor(pool)));
+  return finish([&] {
+    return rasterize_backward(
+        scene, make_images(color, alpha, depth), make_images(d_color, d_alpha, d_depth),
+        make_gradients(d_means, d_quats, d_scales, d_opacities, d_colors, d_viewmat, d_intrinsics, d_means2d),
+        make_executor(pool));
+  });
 }
 
 // prediction, target [h, w, c] -> loss [], d loss / d prediction [h, w, c]

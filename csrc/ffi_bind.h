@@ -3,6 +3,7 @@
 
 #include "xla/ffi/api/ffi.h"
 
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -78,7 +79,16 @@ inline Gradients make_gradients(OutF32 means, OutF32 quats, OutF32 scales, OutF3
           colors->typed_data(), viewmat->typed_data(), intrinsics->typed_data(), means2d->typed_data()};
 }
 
-inline ffi::Error finish(const char* message) {
+// What a call of the rasterizer says: nothing, or what it could not hold. Its lists grow with the scene; of one that is
+// too large XLA itself would say no more than std::bad_alloc.
+template <class Call>
+ffi::Error finish(const Call& call) {
+  const char* message = nullptr;
+  try {
+    message = call();
+  } catch (const std::bad_alloc&) {
+    message = "rasterize: the tiles' lists of Gaussians do not fit into memory; set max_pairs or scale less";
+  }
   return message ? ffi::Error(ffi::ErrorCode::kResourceExhausted, message) : ffi::Error::Success();
 }
 

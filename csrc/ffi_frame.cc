@@ -27,7 +27,7 @@ ffi::Error paint_cpu(ffi::ThreadPool pool, U8 backdrop, F32 viewmat, F32 intrins
       return ffi::Error(ffi::ErrorCode::kInvalidArgument, "paint: a layer's colours have three channels");
   }
   const Canvas canvas = {backdrop.typed_data(), out->typed_data(), static_cast<int>(dims[2])};
-  return finish(rasterize_paint(layers, count, canvas, make_executor(pool)));
+  return finish([&] { return rasterize_paint(layers, count, canvas, make_executor(pool)); });
 }
 
 // start [hidden, n], x [in, n], weights -> [out, n]

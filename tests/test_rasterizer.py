@@ -331,6 +331,30 @@ def test_wrong_options_are_named():
         rasterize(*operands[:3], np.ones(5, np.int32), *operands[4:7], 8, 8)
 
 
+TOO_LARGE = """
+import json, resource, jax, jax.numpy as jnp
+from rasterizer_scenes import random_scene, render
+size = dict(width=1024, height=1024)
+means, quats, scales, *rest = map(jnp.asarray, random_scene(3000, **size))
+grad = jax.jit(jax.grad(lambda scales: render((means, quats, scales, *rest), **size).color.sum()))
+grad(scales).block_until_ready()
+used = 1024 * int(next(x for x in open("/proc/self/status") if x.startswith("VmSize")).split()[1])
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, -1))
+try:
+    grad(100 * scales).block_until_ready()  # every Gaussian on all 4096 tiles: 786 MB of pairs' gradients
+    said = "nothing"
+except (ValueError, jax.errors.JaxRuntimeError) as error:
+    said = str(error)
+print(json.dumps([said, bool(jnp.isfinite(grad(scales)).all())]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process within an address space")
+def test_a_scene_that_memory_cannot_hold_is_an_error_and_harms_no_later_call():
+    said, well = run_python(TOO_LARGE)
+    assert "do not fit into memory" in said and well
+
+
 @pytest.fixture
 def unloaded():
     """The binary is looked for again, in this test and after it."""
