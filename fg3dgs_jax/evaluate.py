@@ -44,7 +44,8 @@ WEIGHTS = {
 PAGES = ("tables.csv", "tables.md", "report.html")
 REFINED = "held-out frames, poses fitted outside the mouth"
 DRIVEN = "driven by"
-LOUD = 1e-3  # RMS below which a sound is silent
+SILENT = 1e-3  # RMS below which a sound is silent
+MOST_SECONDS = 120  # of --audio: its frames are scored together, 20 MB a second at 512 x 512
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -71,7 +72,9 @@ def read_sound(path: Path) -> np.ndarray:
     sound = audio.load_audio(path, whole=True)
     if len(sound) < audio.SAMPLE_RATE // 2:
         raise UserError(f"--audio {path}: lasts under half a second; give at least some words")
-    if float(np.sqrt(np.mean(np.square(sound)))) < LOUD:
+    if len(sound) > MOST_SECONDS * audio.SAMPLE_RATE:
+        raise UserError(f"--audio {path}: lasts over {MOST_SECONDS} s, more than is scored at once; give a part of it")
+    if float(np.sqrt(np.mean(np.square(sound)))) < SILENT:
         raise UserError(f"--audio {path}: is silent; give a sound in which somebody speaks")
     return sound
 
@@ -79,11 +82,10 @@ def read_sound(path: Path) -> np.ndarray:
 def drive(head: Head, sound: np.ndarray, networks: papers.Networks, models: Path | None, out: Path) -> dict:
     """Lets the head say a sound into driven.mp4 and scores the lips (Table II)."""
     count = audio.num_frames(sound, head.dataset.fps)
-    shown, performance = [], head.perform(sound)
-    for _ in console.track(range(count), "another sound"):
-        shown.append(next(performance))
-    images = np.stack([frame.picture for frame in shown])
-    positions = np.array([frame.position for frame in shown])
+    images = np.empty((count, head.dataset.height, head.dataset.width, 3), np.uint8)
+    positions, performance = np.empty(count), head.perform(sound)
+    for i in console.track(range(count), "another sound"):
+        images[i], positions[i] = (frame := next(performance)).picture, frame.position
     boxes = paths.track_at(head.dataset.face_boxes, positions)
     write_video(out / "driven.mp4", iter(images), head.dataset.fps, sound)
     return papers.driven(images, boxes, sound, head.dataset.fps, networks, models)

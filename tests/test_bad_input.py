@@ -309,6 +309,11 @@ EVALUATE = [
         r"--audio .*speech\.wav: lasts under half a second",
         lambda folder, patch: [f"--workdir={folder / 'run'}", f"--audio={speech(folder, 1600)}"],
     ),
+    (
+        "a sound of hours",
+        r"--audio .*speech\.wav: lasts over 120 s",
+        lambda folder, patch: [f"--workdir={folder / 'run'}", f"--audio={speech(folder, 121 * 16000)}"],
+    ),
 ]
 
 

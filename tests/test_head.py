@@ -432,6 +432,19 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(commands, tmp_path, mo
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_evaluate_scores_another_sound_and_fitted_poses(commands, tmp_path):
+    out, sound = tmp_path / "scores", tmp_path / "speech.wav"
+    soundfile.write(sound, 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32), 16000)
+    flags = ["--workdir=run", f"--out={out}", f"--audio={sound}", "--refine-poses"]
+    assert cli.exit_code(evaluate.main, flags) == 0
+    report = json.loads((out / "evaluation.json").read_text())
+    assert report["tables"]["driven by speech.wav"]["frames"] == 25
+    assert len(list(video.read_frames(out / "driven.mp4"))) == 25
+    # fitted on the pixels outside the mouth, so the frames as a whole are at least not missed by more
+    assert report["refined_poses"]["summary"]["psnr"] > report["summary"]["psnr"] - 0.1
+    assert len(report["refined_poses"]["mean_twist"]) == 6
+
+
 def test_evaluate_prints_a_table_and_writes_json(commands, tmp_path, capsys):
     out = tmp_path / "scores"
     assert cli.exit_code(evaluate.main, ["--workdir=run", f"--out={out}", "--probe"]) == 0

@@ -19,7 +19,7 @@ import cv2
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
 
 from fg3dgs_jax.data import clip as clips
 from fg3dgs_jax.data import weights
@@ -76,8 +76,8 @@ def write(path: str | Path, head: Any, *, track: Track = untracked) -> dict[str,
     }
     with replacing(data) as partial, replacing(text) as partial_text:
         partial_text.write_text(json.dumps(facts, indent=1) + "\n")
-        save_file(arrays | torso_arrays(clip, track), partial, {"format": FORMAT, "sha256": facts["sha256"]})
-        partial.chmod(partial_text.stat().st_mode)  # safetensors keeps its files to their owner
+        # safetensors' own writer raises no OSError on a full disk
+        partial.write_bytes(to_bytes(arrays | torso_arrays(clip, track), {"format": FORMAT, "sha256": facts["sha256"]}))
     return {name: len(region.opacities) for name, region in regions.items()}
 
 
