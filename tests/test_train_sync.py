@@ -112,6 +112,7 @@ def command(monkeypatch, clips: dict, workdir: Path, *argv: str) -> dict:
     return json.loads((workdir / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_command_learns_what_can_be_learned_and_finds_nothing_where_nothing_is(monkeypatch, tmp_path, capsys):
     """A sixteenth of the network tells shifted windows where pictures follow the sound, and not where they do not."""
     clips = {"told": clip("told", 400, 0), "chance": clip("chance", 400, 1, told=False)}
