@@ -291,6 +291,13 @@ SYNTHESIZE = [
     ("no checkpoint", r"run.*holds no checkpoint", synthesize_row(speech)),
     ("not an mp4", r"talk\.avi.*mp4", synthesize_row(speech, "--out=talk.avi")),
 ]
+
+
+def evaluate_row(samples: int):
+    """A head that shall say a sound of zeros."""
+    return lambda folder, patch: [f"--workdir={folder / 'run'}", f"--audio={speech(folder, samples)}"]
+
+
 EVALUATE = [
     ("no checkpoint", r"run.*holds no checkpoint", lambda folder, patch: [f"--workdir={folder / 'run'}"]),
     ("no models", r"model file is missing", lambda folder, patch: [f"--workdir={folder}", f"--models={folder}"]),
@@ -299,21 +306,9 @@ EVALUATE = [
         r"x\.pth: is damaged or no safetensors file .*convert it with",
         lambda folder, patch: [f"--workdir={folder / 'run'}", f"--lpips={text_file(folder / 'x.pth')}"],
     ),
-    (
-        "a silent sound to say",
-        r"--audio .*speech\.wav: is silent",
-        lambda folder, patch: [f"--workdir={folder / 'run'}", f"--audio={speech(folder, 16000)}"],
-    ),
-    (
-        "a sound of a moment",
-        r"--audio .*speech\.wav: lasts under half a second",
-        lambda folder, patch: [f"--workdir={folder / 'run'}", f"--audio={speech(folder, 1600)}"],
-    ),
-    (
-        "a sound of hours",
-        r"--audio .*speech\.wav: lasts over 120 s",
-        lambda folder, patch: [f"--workdir={folder / 'run'}", f"--audio={speech(folder, 121 * 16000)}"],
-    ),
+    ("a silent sound to say", r"--audio .*speech\.wav: is silent", evaluate_row(16000)),
+    ("a sound of a moment", r"--audio .*speech\.wav: lasts under half a second", evaluate_row(1600)),
+    ("a sound of hours", r"--audio .*speech\.wav: lasts over 120 s", evaluate_row(121 * 16000)),
 ]
 
 
