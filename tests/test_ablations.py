@@ -130,7 +130,7 @@ STRUCTURES = ("tg_deformation_whole", "tg_appearance", "tg_alpha_rgb", "fg_no_fa
 def test_a_row_traces(name, dataset, tmp_path):
     """Shapes and terms of what is built differently fit together; nothing is compiled."""
     run = prepared(name, dataset, tmp_path)
-    state, frame = loop.first_state(run), dataset.frame(int(dataset.train_ids[0]))
+    state, frame = jax.eval_shape(lambda: loop.first_state(run)), dataset.frame(int(dataset.train_ids[0]))
     after, metrics = jax.eval_shape(make_step(loop.plan(run, run.stages[1], None)), state, frame)
     assert jax.tree.structure(after) == jax.tree.structure(state) and "loss" in metrics
     width = state.params["face"]["motion"]["deform"]["layer2"]["kernel"].shape[1]
@@ -169,8 +169,11 @@ def test_every_row_learns(name, dataset, tmp_path):
     ("cross_expression", delta_lib.DEFORMATION), ("eyes_mlp", ()),
 ])  # fmt: skip
 def test_a_network_predicts_what_it_is_asked_for(kind, predicts):
-    graph, state = nnx.split(motion.create(kind, GRID, (16, 3), 4, rngs=nnx.Rngs(0), predicts=predicts))
-    params = nnx.to_pure_dict(state)
+    def create():
+        return motion.create(kind, GRID, (16, 3), 4, rngs=nnx.Rngs(0), predicts=predicts)
+
+    graph, _ = nnx.split(nnx.eval_shape(create))
+    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(create())))()
     rng = np.random.default_rng(0)
     means = jnp.asarray(rng.uniform(-0.1, 0.1, (9, 3)), jnp.float32)
     condition = Condition(
@@ -183,7 +186,7 @@ def test_a_network_predicts_what_it_is_asked_for(kind, predicts):
         found, _ = nnx.merge(graph, params)(means, condition)
         return sum((i + 1) * jnp.abs(getattr(found, n)).sum() for i, n in enumerate(predicts or ("means",))) + 0 * name
 
-    found, _ = nnx.merge(graph, params)(means, condition)
+    found, _ = jax.jit(lambda params: nnx.merge(graph, params)(means, condition))(params)
     shapes = {"means": (9, 3), "quats": (9, 4), "log_scales": (9, 3), "opacities": (9,), "colors": (9, 3)}
     for name, shape in shapes.items():
         value = getattr(found, name)

@@ -72,14 +72,16 @@ def test_smallest_edge_is_the_smallest(net):
 def test_a_region_below_the_smallest_edge_is_padded():
     judge = random_judge("alex")
     a, b = pair((1, 12, 20, 3))
-    value, gradient = jax.value_and_grad(lambda x: lpips.distance(judge, x, jnp.asarray(b)).sum())(jnp.asarray(a))
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: lpips.distance(judge, x, b).sum()))(a)
     assert float(value) > 0 and np.isfinite(gradient).all() and float(jnp.abs(gradient).max()) > 0
 
 
 def test_equal_images_have_no_distance_and_finite_gradient():
     judge = random_judge("alex")
-    for image in (pair()[0], np.zeros((1, EDGE, EDGE, 3), np.float32)):
-        value, gradient = jax.value_and_grad(lambda x, y: lpips.distance(judge, x, y).sum())(image, image)
+    differentiate = jax.jit(jax.value_and_grad(lambda x, y: lpips.distance(judge, x, y).sum()))
+    random = pair()[0]
+    for image in (random, np.zeros_like(random)):
+        value, gradient = differentiate(image, image)
         assert float(value) < 1e-10 and np.isfinite(gradient).all()  # convolutions of threads may round differently
 
 
@@ -87,7 +89,7 @@ def test_features_that_are_all_zero_have_a_finite_gradient():
     judge = random_judge("alex")
     dead = judge.replace(convs=tuple((k * 0, b * 0) for k, b in judge.convs))
     a, b = pair()
-    assert np.isfinite(jax.grad(lambda x: lpips.distance(dead, x, b).sum())(a)).all()
+    assert np.isfinite(jax.jit(jax.grad(lambda x: lpips.distance(dead, x, b).sum()))(a)).all()
 
 
 def test_patches_lie_on_the_head_and_follow_the_key():
@@ -105,7 +107,8 @@ def test_patches_lie_on_the_head_and_follow_the_key():
     touched = np.abs(np.asarray(gradients[0])).max(-1) > 0
     rows, cols = np.nonzero(touched)
     assert rows.min() >= 60 - 16 and rows.max() < 70 + 16 and cols.min() >= 20 - 16 and cols.max() < 30 + 16
-    small = lpips.patches(judge, a[:20, :24], b[:20, :24], head[:20, :24], jax.random.key(0), 2, 64)
+    patches = jax.jit(lpips.patches, static_argnums=(5, 6))
+    small = patches(judge, a[:20, :24], b[:20, :24], head[:20, :24], jax.random.key(0), 2, 64)
     assert np.isfinite(float(small))
 
 

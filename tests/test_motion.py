@@ -48,8 +48,11 @@ COUNTS = {
 
 
 def build(kind, audio_shape=AUDIO):
-    graph, state = nnx.split(motion.create(kind, GRID, audio_shape, EXPRESSION, rngs=nnx.Rngs(0)))
-    return graph, nnx.to_pure_dict(state)
+    def create():
+        return motion.create(kind, GRID, audio_shape, EXPRESSION, rngs=nnx.Rngs(0))
+
+    graph, _ = nnx.split(nnx.eval_shape(create))
+    return graph, jax.jit(lambda: nnx.to_pure_dict(nnx.state(create())))()
 
 
 def scene(seed=0, audio_shape=AUDIO, count=POINTS):

@@ -44,7 +44,7 @@ def backdrop(width=70, height=50, channels=3):
 
 def check(layers, shot, behind):
     """One grey level, and in few values: the sums are the same in another order."""
-    want = np.asarray(render.paint_reference(layers, shot, behind))
+    want = np.asarray(jax.jit(render.paint_reference)(layers, shot, behind))
     got = np.asarray(jax.jit(render.paint)(layers, shot, behind))
     assert got.dtype == np.uint8 and got.shape == behind.shape
     difference = np.abs(got.astype(int) - want)
@@ -132,7 +132,7 @@ def test_attention_is_that_of_plain_jax(sizes, points):
     operands = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
     operands[0] = operands[0].at[:, 0].mul(1e4)  # scores that leave one token all the weight
     got = attend(*operands[:2], tuple(operands[2:4]), tuple(operands[4:6]), operands[6])
-    want = attend_reference(*operands)
+    want = jax.jit(attend_reference)(*operands)
     # exp2 to 2e-7, of scores up to 1e5 that are rounded to a hundredth; other points: float32 sums of 32 terms.
     np.testing.assert_allclose(got[:, 1:], want[:, 1:], atol=2e-5 * float(jnp.abs(want).max()))
     np.testing.assert_allclose(got[:, 0], want[:, 0], atol=2e-2 * float(jnp.abs(want).max()))

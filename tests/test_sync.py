@@ -207,10 +207,11 @@ def test_windows_begin_with_their_frame():
 def test_lower_faces_are_what_opencv_cuts():
     import cv2
 
+    lower_faces = jax.jit(sync.lower_faces)
     image = cv2.GaussianBlur(RNG.random((120, 110, 3), np.float32), (0, 0), 3)
-    crop = np.asarray(sync.lower_faces(jnp.asarray(image[None]), jnp.float32([[4, 100, 8, 104]])))[0]
+    crop = np.asarray(lower_faces(jnp.asarray(image[None]), jnp.float32([[4, 100, 8, 104]])))[0]
     np.testing.assert_allclose(crop, image[52:100, 8:104], atol=1e-5)  # one to one
-    crop = np.asarray(sync.lower_faces(jnp.asarray(image[None]), jnp.float32([[10, 58, 20, 68]])))[0]
+    crop = np.asarray(lower_faces(jnp.asarray(image[None]), jnp.float32([[10, 58, 20, 68]])))[0]
     expected = cv2.resize(image[10:58, 20:68], (96, 96), interpolation=cv2.INTER_LINEAR)[48:]
     np.testing.assert_allclose(crop[:, 2:-2][:-2], expected[:, 2:-2][:-2], atol=1e-4)  # the border sees beyond the box
 
@@ -218,7 +219,7 @@ def test_lower_faces_are_what_opencv_cuts():
 def test_every_pixel_of_the_lower_face_has_a_gradient():
     images = jnp.asarray(RNG.random((1, 200, 200, 3), np.float32))
     boxes = jnp.float32([[10, 190, 10, 190]])
-    pulled = np.asarray(jax.grad(lambda x: (sync.lower_faces(x, boxes) ** 2).sum())(images))[0].max(-1)
+    pulled = np.asarray(jax.jit(jax.grad(lambda x: (sync.lower_faces(x, boxes) ** 2).sum()))(images))[0].max(-1)
     assert (pulled[104:188, 14:186] > 0).all() and (pulled[:98] == 0).all()
 
 
@@ -228,7 +229,8 @@ def test_loss_prefers_what_the_expert_prefers():
     boxes = jnp.tile(jnp.float32([[8, 60, 6, 58]]), (5, 1))
     sound = jnp.asarray(RNG.uniform(-4, 4, (80, 16)).astype(np.float32))
     value, gradient = jax.jit(jax.value_and_grad(lambda x: sync.loss(expert, x, boxes, sound)))(images)
-    cosine = float((expert.see(sync.lower_faces(images, boxes)[None]) * expert.hear(sound[None])).sum())
+    judged = jax.jit(lambda x: (expert.see(sync.lower_faces(x, boxes)[None]) * expert.hear(sound[None])).sum())
+    cosine = float(judged(images))
     assert float(value) == pytest.approx(-np.log(cosine), rel=1e-4)
     gradient = np.asarray(gradient)
     assert np.isfinite(gradient).all() and np.abs(gradient[:, 36:58]).max() > 0 and not gradient[:, :33].any()

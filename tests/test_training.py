@@ -1,6 +1,7 @@
 """The trainer on a small procedural clip: stages freeze what they say, trouble stops them, resuming changes nothing."""
 
 import dataclasses
+import functools
 import logging
 import re
 from pathlib import Path
@@ -52,8 +53,7 @@ def copy(tree):
     return jax.tree.map(lambda x: np.array(x), tree)
 
 
-def run_steps(run, stage, state, count, seed=0):
-    step = make_step(loop.plan(run, stage, None))
+def run_steps(run, step, state, count, seed=0):
     ids = np.random.default_rng(seed).permutation(run.dataset.train_ids)
     for i in range(count):
         state, metrics = step(state, run.dataset.frame(int(ids[i % len(ids)])))
@@ -63,6 +63,12 @@ def run_steps(run, stage, state, count, seed=0):
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory):
     return loop.prepare(config(), dataset, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def steps(run):
+    """The jitted steps of the run's stages, each traced once."""
+    return functools.cache(lambda stage: make_step(loop.plan(run, run.stages[stage], None)))
 
 
 class _Hashed:
@@ -88,21 +94,21 @@ def moved(before, after):
     return {name for name, (a, b) in zip(names, pairs, strict=True) if not np.array_equal(a, b)}
 
 
-def test_a_stage_moves_what_it_says_and_nothing_else(run):
+def test_a_stage_moves_what_it_says_and_nothing_else(run, steps):
     state = loop.first_state(run)
     start = copy(state.params)
-    state, _ = run_steps(run, run.stages[0], state, 2)
+    state, _ = run_steps(run, steps(0), state, 2)
     static = copy(state.params)
     changed = moved(start, static)
     assert changed and not any("motion" in name for name in changed)
     assert all(any(f"['{r}']" in name for name in changed) for r in ("face", "mouth", "eyes"))
-    state, _ = run_steps(run, run.stages[1], state.replace(step=jnp.asarray(4, jnp.int32)), 3)
+    state, _ = run_steps(run, steps(1), state.replace(step=jnp.asarray(4, jnp.int32)), 3)
     motion = copy(state.params)
     changed = moved(static, motion)
     for region in ("face", "mouth", "eyes"):
         assert any(f"['{region}']['motion']['grid']" in name for name in changed)
         assert any(f"['{region}']['gaussians'].means" in name for name in changed)
-    state, _ = run_steps(run, run.stages[2], state.replace(step=jnp.asarray(10, jnp.int32)), 2)
+    state, _ = run_steps(run, steps(2), state.replace(step=jnp.asarray(10, jnp.int32)), 2)
     changed = {name.split(".")[-1] for name in moved(motion, copy(state.params))}
     assert changed == {"sh", "logit_opacities"}
 
@@ -132,7 +138,7 @@ def test_a_region_is_judged_in_its_window_as_in_the_whole_frame(run):
 
 def test_the_step_lowers_for_cuda_without_a_device(run):
     """The whole step, gradients included; nothing in it is the CPU's alone."""
-    state, frame = loop.first_state(run), run.dataset.frame(int(run.dataset.train_ids[0]))
+    state, frame = jax.eval_shape(lambda: loop.first_state(run)), run.dataset.frame(int(run.dataset.train_ids[0]))
     step = make_step(loop.plan(run, run.stages[1], None))
     text = step.trace(state, frame).lower(lowering_platforms=("cuda",)).as_text()
     called = set(re.findall(r"custom_call @(fg3dgs_\w+)", text))
@@ -140,8 +146,8 @@ def test_the_step_lowers_for_cuda_without_a_device(run):
     assert called <= cuda_targets()
 
 
-def test_training_brings_the_head_closer(run):
-    step, state = make_step(loop.plan(run, run.stages[0], None)), loop.first_state(run)
+def test_training_brings_the_head_closer(run, steps):
+    step, state = steps(0), loop.first_state(run)
     frame, losses = run.dataset.frame(int(run.dataset.train_ids[0])), []
     for _ in range(60):
         state, metrics = step(state, frame)
@@ -151,7 +157,7 @@ def test_training_brings_the_head_closer(run):
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5]), losses
 
 
-def test_a_loss_that_is_not_finite_changes_nothing_and_is_named(run):
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_named(run, steps):
     state = loop.first_state(run)
     good = run.dataset.frame(int(run.dataset.train_ids[0]))
     broken = good.replace(viewmat=np.full((4, 4), np.nan, np.float32))
@@ -160,9 +166,9 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_named(run):
     params = {**state.params, "face": {**state.params["face"], "motion": bad_motion}}
     state = state.replace(params=params)
     before = copy((state.params["mouth"], state.opt["gaussians"].mu, state.step))
-    state, _ = make_step(plan)(state, good)
+    state, _ = steps(1)(state, good)
     assert plan.term_names[int(state.trouble) - 1].startswith("face/delta")
-    state, _ = make_step(plan)(state, broken)  # and stays as it is
+    state, _ = steps(1)(state, broken)  # and stays as it is
     assert not moved(before, copy((state.params["mouth"], state.opt["gaussians"].mu, state.step)))
 
 
@@ -185,26 +191,26 @@ def test_too_few_pairs_are_reported_and_recovered_from(dataset, tmp_path, caplog
     assert not moved(copy(free.params), copy(state.params))  # the step that overflowed ran again, with the same frame
 
 
-def test_densify_keeps_moments_beside_parameters(run):
-    state, _ = run_steps(run, run.stages[0], loop.first_state(run), 3)
+def test_densify_keeps_moments_beside_parameters(run, steps):
+    state, _ = run_steps(run, steps(0), loop.first_state(run), 3)
     before = {name: int(pool.alive.sum()) for name, pool in state.pools.items()}
     state, counts = make_densify(loop.plan(run, run.stages[0], None))(state)
     for name, pool in state.pools.items():
         added = int(counts[f"{name}/cloned"]) + int(counts[f"{name}/split"]) - int(counts[f"{name}/pruned"])
         assert int(pool.alive.sum()) == before[name] + added == int(counts[f"{name}/alive"])
         assert not np.asarray(pool.grad_sum).any()
-    _, metrics = run_steps(run, run.stages[0], state, 1)
+    _, metrics = run_steps(run, steps(0), state, 1)
     assert np.isfinite(float(metrics["loss"]))
 
 
-def test_opacities_are_lowered_at_the_first_round_of_every_period(run):
+def test_opacities_are_lowered_at_the_first_round_of_every_period(run, steps):
     """Rounds come every 2 steps, the lowering every 4: at 4 and 8, not at 6; no sooner than that, and dead moments."""
     stage = run.stages[0]
     rule = dataclasses.replace(stage.densify, start=0, stop=100, every=2, reset_every=4, min_opacity=(0.0, 0.0))
-    plan = loop.plan(run, dataclasses.replace(stage, densify=rule), None)
-    begun, _ = run_steps(run, stage, loop.first_state(run), 2)
+    densify = make_densify(loop.plan(run, dataclasses.replace(stage, densify=rule), None))
+    begun, _ = run_steps(run, steps(0), loop.first_state(run), 2)
     for at, lowers in ((4, True), (6, False), (8, True)):
-        state, _ = make_densify(plan)(jax.tree.map(jnp.copy, begun.replace(step=jnp.int32(stage.start + at))))
+        state, _ = densify(jax.tree.map(jnp.copy, begun.replace(step=jnp.int32(stage.start + at))))
         for name, pool in state.pools.items():
             opacities = jax.nn.sigmoid(state.params[name]["gaussians"].logit_opacities)[pool.alive]
             assert (float(opacities.max()) <= 0.0101) == lowers
@@ -212,18 +218,19 @@ def test_opacities_are_lowered_at_the_first_round_of_every_period(run):
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(dataset, tmp_path):
-    whole = loop.train(loop.prepare(config(), dataset, tmp_path / "whole"), Interrupt(), Silent())
+    short = config(motion=4, fusion=0)  # a border of stages and a round of densification before the interruption
+    whole = loop.train(loop.prepare(short, dataset, tmp_path / "whole"), Interrupt(), Silent())
 
     class StopAt(Silent):
         def update(self, step, stage, metrics):
-            interrupt.requested = interrupt.requested or step == 7
+            interrupt.requested = interrupt.requested or step == 6
 
     interrupt = Interrupt()
-    halves = loop.prepare(config(), dataset, tmp_path / "halves")
-    with pytest.raises(Stopped, match="step 7"):
+    halves = loop.prepare(short, dataset, tmp_path / "halves")
+    with pytest.raises(Stopped, match="step 6"):
         loop.train(halves, interrupt, StopAt())
     resumed = loop.train(halves, Interrupt(), Silent())
-    assert int(resumed.step) == 13
+    assert int(resumed.step) == 8
     assert not moved(copy(whole), copy(resumed))  # bit for bit
 
 
@@ -234,7 +241,7 @@ def test_every_stage_of_a_config_traces(name, dataset, tmp_path):
     for region in found.regions.values():
         region.update(points=100, capacity=256)
     run = loop.prepare(found, dataset, tmp_path)
-    state, frame = loop.first_state(run), dataset.frame(0)
+    state, frame = jax.eval_shape(lambda: loop.first_state(run)), dataset.frame(0)
     assert run.total_steps == 60_000
     for stage in run.stages:
         after, metrics = jax.eval_shape(make_step(loop.plan(run, stage, None)), state, frame)

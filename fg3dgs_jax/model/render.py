@@ -57,13 +57,17 @@ USUAL = RasterOptions()
 
 def create_motions(spec: HeadSpec, seed: int) -> tuple[dict[str, nnx.GraphDef], dict[str, dict]]:
     """Fresh motion networks: per region a static graph definition and a plain dict of float32 arrays."""
-    graphs, params = {}, {}
+    return motion_structure(spec)[0], _fresh(spec, seed)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fresh(spec: HeadSpec, seed: jax.Array) -> dict[str, dict]:
+    """One program: leaf by leaf, a network's first values take seconds of compilation."""
+    params = {}
     for i, region in enumerate(spec.regions):
-        rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), i))
-        module = _create(spec, region, rngs)
-        graphs[region.name], state = nnx.split(module)
-        params[region.name] = nnx.to_pure_dict(state)
-    return graphs, params
+        module = _create(spec, region, nnx.Rngs(jax.random.fold_in(jax.random.key(seed), i)))
+        params[region.name] = nnx.to_pure_dict(nnx.state(module))
+    return params
 
 
 def _create(spec: HeadSpec, region: RegionSpec, rngs: nnx.Rngs) -> nnx.Module:
