@@ -34,7 +34,7 @@ from fg3dgs_jax.data.steps import Steps, file_sha256
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import console
 
-VERSION = 1  # of the steps: raised when their results change
+VERSION = 2  # of the steps: raised when their results change
 NOTE = "preprocess.json"  # in a folder of the field's layout, where it came from
 SHEET_FRAMES, SHEET_COLUMNS = 9, 4
 

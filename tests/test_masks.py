@@ -96,6 +96,18 @@ def test_the_torso_continues_behind_the_chin_and_holds_no_head():
     np.testing.assert_array_equal(below[..., :3], image[225:, 60:200])
 
 
+def test_a_neck_is_no_wider_behind_hair_that_hangs_beside_it():
+    image, person, _ = portrait(False)
+    points = landmarks()
+    labels = masks.label_frame(image, person, points, masks.learn_hair([image], [person], points[None]))
+    collar = ((labels & Label.TORSO) > 0)[:, 92:104]  # beside the neck, nearer than its half width reaches
+    top = int(np.argmax(collar.any(1)))
+    labels[130:top, 92:104] = Label.HEAD | Label.HAIR
+    torso = layers.torso_layer(image, person, labels, points)
+    assert (torso[top - 25 : top - 8, 94:102, 3] == 0).all()
+    assert (torso[140:156, 118:138, 3] == 255).all()  # behind the chin as ever
+
+
 def test_push_pull_keeps_what_is_known_and_continues_smoothly():
     ramp = np.repeat(np.linspace(0, 100, 64, dtype=np.float32)[None], 64, 0)[..., None].repeat(3, 2)
     weight = np.ones((64, 64), np.float32)
@@ -120,6 +132,17 @@ def test_the_background_is_what_was_seen_beside_the_person():
     still, seen = layers.background_of(images[:1] * 6, persons[:1] * 6)
     assert 0.5 < seen < 1.0
     assert np.abs(still[:, :12].astype(int) - 255).min() > 30  # no trace of the white person
+
+
+def test_background_that_is_never_far_from_the_person_is_looked_at_all_the_same():
+    size, wall = 200, np.random.default_rng(0).integers(60, 200, (200, 200, 3), dtype=np.uint8)
+    person = np.zeros((size, size), np.uint8)
+    person[:, 80:120] = 255
+    image = np.where(person[..., None] > 0, 255, wall).astype(np.uint8)
+    image[:, 78:80] = image[:, 120:122] = 255  # a wisp
+    found, _ = layers.background_of([image] * 6, [person] * 6)
+    np.testing.assert_array_equal(found[:, :77], wall[:, :77])  # 3 pixels of 200: the nearest that is looked
+    assert found[:, 78].max() < 200  # and the wisp is none of it
 
 
 def test_only_the_part_with_the_face_is_the_person():

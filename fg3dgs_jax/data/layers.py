@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from fg3dgs_jax.data.masks import face_axes
+from fg3dgs_jax.data.masks import FaceAxes, face_axes
 from fg3dgs_jax.types import Label
 
-NECK_UP, NECK_WIDTH, REST_UP = 0.3, 0.35, 0.07  # face heights that neck, its half width, and the rest go on
+NECK_UP, NECK_WIDTH, REST_UP = 0.3, 0.35, 0.04  # face heights that neck, its half width, and the rest go on
 BACKGROUND_FRAMES = 64
+# Background is what lies outside the person's outline widened by half of such a share of the frame's edge: wisps of
+# hair and motion blur leave it. What is never so far away is looked at nearer.
+CLEARANCES, ENOUGH_FRAMES = (0.05, 0.035, 0.025), 5
 
 
 def push_pull(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -35,8 +38,7 @@ def torso_layer(image: np.ndarray, person: np.ndarray, labels: np.ndarray, landm
     edge = max(3, round(0.02 * axes.height) | 1)
     near_head = cv2.dilate(head.astype(np.uint8), np.ones((edge, edge), np.uint8)) > 0
     known = torso & ~near_head & (person > 220)
-    neck = np.abs(axes.across) < NECK_WIDTH
-    behind = head & (_raised(torso & neck, NECK_UP * axes.height) | _raised(torso, REST_UP * axes.height))
+    behind = head & _continued(labels, axes, edge)
     fringe = cv2.dilate(torso.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     alpha = np.where(behind, 255, np.where(fringe & ~head, person, 0)).astype(np.uint8)
     if not known.any():
@@ -47,21 +49,43 @@ def torso_layer(image: np.ndarray, person: np.ndarray, labels: np.ndarray, landm
     return np.concatenate([colour, alpha[..., None]], -1)
 
 
+def _continued(labels: np.ndarray, axes: FaceAxes, edge: int) -> np.ndarray:
+    """Where neck and shoulders go on upwards, bool [H, W], without spikes thinner than `edge` pixels.
+
+    Only what ends at the face itself is neck, and goes on far: collars and shoulders end at hair that hangs beside it.
+    """
+    torso, face = (labels & Label.TORSO) > 0, (labels & (Label.HEAD | Label.HAIR)) == Label.HEAD
+    below_face = cv2.dilate(face.astype(np.uint8), np.ones((edge, edge), np.uint8)) > 0
+    neck = torso & below_face & (np.abs(axes.across) < NECK_WIDTH)
+    whole = torso | _raised(neck, NECK_UP * axes.height) | _raised(torso, REST_UP * axes.height)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (edge, edge))
+    return cv2.morphologyEx(whole.astype(np.uint8), cv2.MORPH_OPEN, disc) > 0
+
+
 def _raised(mask: np.ndarray, length: float) -> np.ndarray:
     """The mask continued upwards (and a little sideways) by so many pixels."""
     rows = max(2, round(length))
     return cv2.dilate(mask.astype(np.uint8), np.ones((rows, 5), np.uint8), anchor=(2, 0)) > 0
 
 
+def _free(persons: Sequence[np.ndarray]) -> np.ndarray:
+    """In which frames a pixel shows the background, bool [T, H, W]: with the widest clearance that some frames have."""
+    free = np.zeros((len(persons), *persons[0].shape), bool)
+    for share in CLEARANCES:
+        margin = np.ones((max(5, round(share * persons[0].shape[0]) | 1),) * 2, np.uint8)
+        clear = np.stack([cv2.dilate(person, margin) < 25 for person in persons])
+        enough = clear.sum(0) >= min(ENOUGH_FRAMES, len(persons))
+        free |= clear & enough & ~free.any(0)
+    return free
+
+
 def background_of(images: Sequence[np.ndarray], persons: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
     """The clip's background u8 [H, W, 3] and the share of it that was ever seen.
 
-    Each pixel is the median over the frames (u8 [H, W, 3]) in which the person (u8 [H, W]), with a margin, is
-    elsewhere; what is never seen continues smoothly from around.
+    Each pixel is the median over the frames (u8 [H, W, 3]) in which the person (u8 [H, W]) is elsewhere, as far away
+    as it ever is; what is never seen continues smoothly from around.
     """
-    margin = np.ones((max(5, round(0.05 * images[0].shape[0]) | 1),) * 2, np.uint8)  # wisps of hair leave the outline
-    free = np.stack([cv2.dilate(person, margin) < 25 for person in persons])
-    free &= free.sum(0) >= min(5, len(free))
+    free = _free(persons)
     result = np.zeros(images[0].shape, np.float32)
     for row in range(0, result.shape[0], 32):  # in strips: the stack of a whole clip is large
         strip = np.stack([image[row : row + 32] for image in images]).astype(np.float32)
