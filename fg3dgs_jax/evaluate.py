@@ -6,7 +6,8 @@
         the other scores of the papers' tables, by weights from `convert` and `train_sync`: LPIPS, sync, LSE-C, LSE-D
         and FID; a score whose weights are missing is said to be unavailable
     ... --audio speech.wav
-        also lets the head say another sound (the papers' Table II) and scores how well the lips fit it
+        also lets the head say another sound (the papers' Table II) and scores how well the lips fit it; a head that
+        was not trained on log-mel bands hears it with --speech-model DIR or --features FILE.npy
     ... --refine-poses
         also fits the pose of every held-out frame to its pixels outside the mouth, and reports the scores with and
         without: what is lost to the pose rather than to the head
@@ -32,8 +33,9 @@ from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.data.models import LANDMARKS, find_model
 from fg3dgs_jax.data.writing import write_video
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import console, heldout, page, papers, paths, probes
+from fg3dgs_jax.inference import console, heldout, page, papers, paths, probes, speech
 from fg3dgs_jax.inference.head import Head
+from fg3dgs_jax.inference.performance import Ear
 
 WEIGHTS = {
     "lpips": "LPIPS, from `convert`",
@@ -60,6 +62,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, what in WEIGHTS.items():
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=what)
     parser.add_argument("--audio", type=Path, metavar="FILE", help="another sound for the head to say")
+    parser.add_argument("--features", type=Path, metavar="FILE.npy", help="that sound's features, for a head trained "
+                        "on ones from files")  # fmt: skip
+    parser.add_argument("--speech-model", metavar="DIR", help="folder of the speech model the head was trained on")
     parser.add_argument(
         "--probe", action="store_true", help="also render under wrong conditions; about ten times longer"
     )
@@ -79,11 +84,11 @@ def read_sound(path: Path) -> np.ndarray:
     return sound
 
 
-def drive(head: Head, sound: np.ndarray, networks: papers.Networks, models: Path | None, out: Path) -> dict:
-    """Lets the head say a sound into driven.mp4 and scores the lips (Table II)."""
+def drive(head: Head, ear: Ear, sound: np.ndarray, networks: papers.Networks, models: Path | None, out: Path) -> dict:
+    """Lets the head say a sound, which it hears by `ear`, into driven.mp4 and scores the lips (Table II)."""
     count = audio.num_frames(sound, head.dataset.fps)
     images = np.empty((count, head.dataset.height, head.dataset.width, 3), np.uint8)
-    positions, performance = np.empty(count), head.perform(sound)
+    positions, performance = np.empty(count), head.perform(ear)
     for i in console.track(range(count), "another sound"):
         images[i], positions[i] = (frame := next(performance)).picture, frame.position
     boxes = paths.track_at(head.dataset.face_boxes, positions)
@@ -100,8 +105,9 @@ def main(argv: list[str]) -> int:
     sound = read_sound(flags.audio) if flags.audio else None
     out = flags.out or flags.workdir
     cli.enable_compilation_cache()
-    head = Head.load(flags.workdir, flags.data)
+    head = Head.load(flags.workdir, flags.data, speech_model=flags.speech_model)
     dataset = head.dataset
+    ear = None if sound is None else speech.hear(head, sound, flags.features)
     print(f"{flags.workdir}: step {head.run['step']}; {dataset.describe()}")
     heldout.make_folder(out)
     frames = heldout.predict(dataset, head.render, track=console.track)
@@ -116,8 +122,8 @@ def main(argv: list[str]) -> int:
         report["refined_poses"] = {**scores, "mean_twist": np.abs(moves).mean(axis=0).tolist()}
         tables[REFINED] = papers.table(refined, better, scores, networks, flags.models)
         console.show(console.score_table(scores))
-    if sound is not None:
-        tables[f"{DRIVEN} {flags.audio.name}"] = drive(head, sound, networks, flags.models, out)
+    if ear is not None:
+        tables[f"{DRIVEN} {flags.audio.name}"] = drive(head, ear, sound, networks, flags.models, out)
     for title, table in tables.items():
         console.show(console.paper_table(title, table))
     if flags.probe:

@@ -25,7 +25,7 @@ from fg3dgs_jax import cli
 from fg3dgs_jax.data import audio as audio_io
 from fg3dgs_jax.data import credentials, hearing
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import console, expression, performance, speech
+from fg3dgs_jax.inference import console, expression, speech
 from fg3dgs_jax.inference.control import EXPRESSIONS, ORBIT_SECONDS, Control
 from fg3dgs_jax.inference.control import check as check_control
 from fg3dgs_jax.inference.head import Head
@@ -122,16 +122,6 @@ def read_sound(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return heard, kept
 
 
-def hear(flags: argparse.Namespace, head: Head, heard: np.ndarray, gate: float | None) -> performance.Ear:
-    """What the head hears: by its own front end, or the features of a file. Raises UserError."""
-    if not flags.features:
-        return head.hear(heard, gate)
-    fps = head.dataset.fps
-    length = audio_io.num_frames(heard, fps)
-    windows = head.read_windows(flags.features, length)
-    return performance.Given(windows, fps, hearing.gates(heard, length, fps, gate))
-
-
 def main(argv: list[str]) -> int:
     """The command. Returns the exit code; see `cli.run`."""
     flags = parse(argv)
@@ -140,10 +130,9 @@ def main(argv: list[str]) -> int:
     cli.enable_compilation_cache()
     head = Head.load(flags.workdir, flags.data, speech_model=flags.speech_model)
     control = read_control(flags, head)
-    ear = hear(flags, head, heard, control.gate)
+    ear = speech.hear(head, heard, flags.features, control.gate)
     done = speech.write(output, head, ear, (kept, SOUND_RATE), control, track=console.track)
-    pace = f"{1000.0 * done.seconds_per_frame:.0f} ms a frame to render"
-    print(f"wrote {flags.out}: {done.frames} frames, {done.seconds:.2f} s, {pace}")
+    print(f"wrote {flags.out}: {done.frames} frames, {done.seconds:.2f} s, in {done.spent:.1f} s")
     return 0
 
 

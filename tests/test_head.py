@@ -357,7 +357,7 @@ def test_any_sound_makes_a_video_of_its_length(commands, tmp_path, capsys):
         info = video.probe(out)
         assert info.num_frames == np.ceil(25 * seconds - 1e-6), name
         assert info.has_audio
-    assert "ms a frame" in capsys.readouterr().out
+    assert "25 frames, 1.00 s, in " in capsys.readouterr().out
     sound = audio_io.load_audio(tmp_path / "hires.wav.mp4")
     assert len(sound) / 16000 == pytest.approx(19 / 25, abs=0.07)  # AAC comes in packets of 0.02 s
 
@@ -443,6 +443,21 @@ def test_evaluate_scores_another_sound_and_fitted_poses(commands, tmp_path):
     # fitted on the pixels outside the mouth, so the frames as a whole are at least not missed by more
     assert report["refined_poses"]["summary"]["psnr"] > report["summary"]["psnr"] - 0.1
     assert len(report["refined_poses"]["mean_twist"]) == 6
+
+
+def test_evaluate_hears_by_a_files_features_or_says_what_is_missing(commands, tmp_path, monkeypatch, capsys):
+    other = dataclasses.replace(commands.dataset.clip, audio_name="hubert@0123")
+    monkeypatch.setattr(commands, "dataset", datasets.Dataset(other))
+    monkeypatch.delitem(vars(commands), "front_end", raising=False)  # what it has heard by so far
+    sound, features, out = tmp_path / "speech.wav", tmp_path / "speech.npy", tmp_path / "scores"
+    samples = 0.1 * np.random.default_rng(0).standard_normal(9600).astype(np.float32)
+    soundfile.write(sound, samples, 16000)
+    np.save(features, audio_io.log_mel_windows(samples, 15))
+    flags = ["--workdir=run", f"--out={out}", f"--audio={sound}"]
+    assert cli.exit_code(evaluate.main, flags) == 2
+    assert "--speech-model" in capsys.readouterr().err and not out.exists()
+    assert cli.exit_code(evaluate.main, [*flags, f"--features={features}"]) == 0
+    assert json.loads((out / "evaluation.json").read_text())["tables"]["driven by speech.wav"]["frames"] == 15
 
 
 def test_evaluate_prints_a_table_and_writes_json(commands, tmp_path, capsys):

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from fg3dgs_jax.data import audio as audio_io
 from fg3dgs_jax.data import clip as clips
-from fg3dgs_jax.data import credentials, video, writing
+from fg3dgs_jax.data import credentials, hearing, video, writing
 from fg3dgs_jax.data.credentials import Credentials
 from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.errors import UserError
@@ -52,7 +53,7 @@ class Written(NamedTuple):
 
     frames: int
     seconds: float  # length of the video
-    seconds_per_frame: float  # median time until the next was there; the first, which compiles, apart
+    spent: float  # seconds that it took
 
 
 def check(output: Output) -> None:
@@ -112,6 +113,20 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
     return np.round(np.clip(np.concatenate([colour, 255.0 * alpha], axis=-1), 0, 255)).astype(np.uint8)
 
 
+def hear(
+    head: Head, sound: np.ndarray, features: Path | None = None, gate: float | None = hearing.GATE
+) -> performance.Ear:
+    """What the head hears of a sound f32 [n] at 16 kHz: by its own front end, or the features of a file.
+
+    Raises UserError: the front end is not here, or the features do not fit.
+    """
+    if not features:
+        return head.hear(sound, gate)
+    fps = head.dataset.fps
+    length = audio_io.num_frames(sound, fps)
+    return performance.Given(head.read_windows(features, length), fps, hearing.gates(sound, length, fps, gate))
+
+
 def write(
     output: Output,
     head: Head,
@@ -128,33 +143,31 @@ def write(
       sound: the samples f32 [n] that are heard, and their rate in Hz; cut or filled with silence to the video's length.
     """
     check(output)
-    dataset, spent = head.dataset, []
+    dataset, begin = head.dataset, time.perf_counter()
     fps = output.fps or dataset.fps
     background = read_background(output.background, dataset.width, dataset.height) if output.background else None
     shown = head.perform(ear, control, fps=fps, background=background, alpha=output.alpha)
 
-    def timed() -> Iterator[performance.Shown]:
+    def tracked() -> Iterator[performance.Shown]:
         count = max(1, int(np.ceil(len(sound[0]) / sound[1] * fps - 1e-6)))
         for _ in track(range(count), "speaking"):
-            begin = time.perf_counter()
             frame = next(shown, None)
             if frame is None:
                 return
-            spent.append(time.perf_counter() - begin)
             yield frame
         yield from shown
 
     with contextlib.ExitStack() as stack:
         if output.paste_back:
-            frames = pasted(timed(), dataset, output.paste_back, fps, stack)
+            frames = pasted(tracked(), dataset, output.paste_back, fps, stack)
         else:
-            frames = (resized(frame.picture, output.size or dataset.height) for frame in timed())
+            frames = (resized(frame.picture, output.size or dataset.height) for frame in tracked())
         if output.pictures:
             count = writing.write_pictures(output.path, frames, fps, sound)
         else:
             finish = credentials.signer(output.signing) if output.signing else None
             count = writing.write_video(output.path, frames, fps, sound, crf=output.crf, finish=finish)
-    return Written(count, count / fps, float(np.median(spent[1:] or spent)))
+    return Written(count, count / fps, time.perf_counter() - begin)
 
 
 def pasted(
