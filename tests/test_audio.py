@@ -100,6 +100,15 @@ def test_what_is_no_sound_is_refused(tmp_path, content):
         audio.load_audio(tmp_path / "x.wav")
 
 
+@pytest.mark.parametrize("wrong", [np.inf, 3e4])
+def test_samples_in_another_unit_are_refused(tmp_path, wrong):
+    sound = tone(16000, 0.2)
+    sound[100] = wrong
+    soundfile.write(tmp_path / "x.wav", sound, 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"x\.wav: its samples lie far beyond full scale"):
+        audio.load_audio(tmp_path / "x.wav")
+
+
 def test_a_wav_without_samples_is_refused(tmp_path):
     soundfile.write(tmp_path / "x.wav", np.zeros(0), 16000)
     with pytest.raises(UserError, match=r"x\.wav"):

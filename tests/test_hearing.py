@@ -87,3 +87,9 @@ def test_the_gate_closes_in_silence_but_not_between_words():
 
 def test_a_sound_that_is_all_faint_is_silence_whatever_its_gain():
     assert (hearing.gates(noise(1.0, 1e-3), 25) == 0).all()  # -60 dB of full scale
+
+
+def test_a_constant_offset_does_not_keep_the_mouth_from_closing():
+    sound = np.concatenate([noise(1.0), np.zeros(RATE, np.float32)]) + 0.02  # 34 dB below full scale
+    gates = hearing.gates(sound, 50)[hearing.MARGIN : -hearing.MARGIN]
+    assert (gates[:20] == 1).all() and (gates[36:] == 0).all()

@@ -20,6 +20,7 @@ FFT = 1024
 BANDS = 64
 CONTEXT = 16  # vectors in a frame's window, 0.32 s
 LOG_FLOOR = 1e-4  # mel amplitude; keeps digital silence finite
+LOUDEST = 16.0  # of full scale: floating-point files may exceed 1 a little, and those in another unit by thousands
 SPEECH_LEVEL = 0.1  # RMS that loud speech is brought to, so that recordings of different gain agree
 # Mean and deviation of log-mel over speech at SPEECH_LEVEL. Constants, so that training and inference agree.
 LOG_MEAN, LOG_STD = -2.5, 2.0
@@ -43,7 +44,7 @@ def load_audio(
 
     Of a video, sample 0 is at the time of the first frame. Channels are averaged, the rate converted by soxr.
     warnings: receives sentences on damaged parts. whole: refuse a file whose end is missing.
-    Raises UserError: no such file, no audio track, nothing readable.
+    Raises UserError: no such file, no audio track, nothing readable, values that are no sound.
     """
     parts = []
     for message, data in decode_in_child(path, {"what": "samples", "sample_rate": int(sample_rate)}):
@@ -53,7 +54,10 @@ def load_audio(
             raise UserError(f"{path} is cut off ({message['warning'].split(' (')[0]}); export it again")
         if "warning" in message and warnings is not None:
             warnings.append(message["warning"])
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    sound = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    if sound.size and not -LOUDEST <= sound.min() <= sound.max() <= LOUDEST:
+        raise UserError(f"{path}: its samples lie far beyond full scale, -1 to 1; export it again, normalised")
+    return sound
 
 
 def save_wav(path: str | Path, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:

@@ -194,9 +194,9 @@ def pieces(
 
 
 def loudness(samples: np.ndarray) -> np.ndarray:
-    """Level of every 20 ms of f32 [320 m + rest] in dB of full scale, f64 [m]."""
+    """Level of every 20 ms of f32 [320 m + rest] in dB of full scale, f64 [m]; a recorder's constant offset is none."""
     whole = samples[: len(samples) // audio_io.HOP * audio_io.HOP].reshape(-1, audio_io.HOP)
-    return 10.0 * np.log10(np.mean(whole.astype(np.float64) ** 2, axis=1) + 1e-12)
+    return 10.0 * np.log10(np.var(whole.astype(np.float64), axis=1) + 1e-12)
 
 
 def gates(sound: np.ndarray, frames: int, fps: float = 25.0, gate: float | None = GATE) -> np.ndarray:
