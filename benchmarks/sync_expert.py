@@ -49,7 +49,7 @@ def table(rows: list[dict]) -> Table:
     for name in ("expert", "clip", "what", "windows", "of a pair", "of a single window"):
         shown.add_column(name)
     for row in rows:
-        cells = ["{:.1f} % [{:.0f}, {:.0f}]".format(*(100 * v for v in row[name])) for name in ("pairs", "single")]
+        cells = [console.percent(row[name]) for name in ("pairs", "single")]
         shown.add_row(row["expert"], row["clip"], row["what"], str(row["windows"]), *cells)
     return shown
 

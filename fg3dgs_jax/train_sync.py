@@ -11,6 +11,7 @@ report.json. Clips whose sound is dubbed or shifted spoil it: preprocess's repor
 --config.models=DIR with face_landmarker.task. Every field is explained in configs/sync.py.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -21,27 +22,25 @@ from rich.table import Table
 from fg3dgs_jax import cli
 from fg3dgs_jax.data import weights
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.files import replacing
-from fg3dgs_jax.inference import console, lipsync
+from fg3dgs_jax.inference import console, heldout, lipsync
 from fg3dgs_jax.losses import sync
-from fg3dgs_jax.training.sync_clips import MARGIN, SyncClip, open_clip
-from fg3dgs_jax.training.sync_expert import SyncRules, train
+from fg3dgs_jax.training.sync_clips import FPS, MARGIN, SyncClip, open_clip
+from fg3dgs_jax.training.sync_expert import NEAR, SyncRules, train
 
 SAID_EVERY = 50  # steps
+LIMITS = {  # field -> least and most
+    "width": (1 / 32, 1.0), "steps": (1, 10**6), "groups": (1, 256), "windows": (2, 256), "span": (2 * NEAR + 2, 1000),
+    "rate": (1e-6, 1.0), "decay": (0.0, 1.0), "seed": (0, 2**31 - 1), "held_share": (0.0, 0.5), "shift": (1, 25),
+}  # fmt: skip
 GUARD = 8  # frames between what is learned from and what is held out: windows overlap
 
 
 def rules_of(config: ConfigDict) -> SyncRules:
     """The training rules of a config. Raises UserError for values that cannot be."""
-    if not 1 / 32 <= config.width <= 1.0:
-        raise UserError(f"--config.width={config.width:g}: must be from 0.03125 to 1")
-    for name in ("steps", "groups", "windows", "span"):
-        if config[name] < (1 if name in ("steps", "groups") else 2):
-            raise UserError(f"--config.{name}={config[name]}: is too small")
-    if not 0.0 <= config.held_share <= 0.5:
-        raise UserError(f"--config.held_share={config.held_share:g}: must be from 0 to 0.5")
-    fields = ("width", "steps", "groups", "windows", "span", "rate", "decay", "seed")
-    return SyncRules(**{name: config[name] for name in fields})
+    for name, (least, most) in LIMITS.items():
+        if not least <= config[name] <= most:
+            raise UserError(f"--config.{name}={config[name]:g}: must be from {least:g} to {most:g}")
+    return SyncRules(**{field.name: config[field.name] for field in dataclasses.fields(SyncRules)})
 
 
 def split(clip: SyncClip, share: float) -> tuple[tuple[int, int], np.ndarray]:
@@ -54,19 +53,20 @@ def split(clip: SyncClip, share: float) -> tuple[tuple[int, int], np.ndarray]:
     return (0, learned), clip.starts[cut:]
 
 
-def score(expert: sync.Sync, clip: SyncClip, rows: np.ndarray, known: np.ndarray, shift: int) -> dict:
-    """Accuracy on windows `rows`; the level for single windows comes from the windows `known`."""
-    crops = clip.crops[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
-    embedded = lipsync.embed(expert, crops, clip.mel)
-    level = lipsync.threshold(embedded, known, shift)
+def embed(expert: sync.Sync, clip: SyncClip) -> lipsync.Embedded:
+    """All windows of a clip, without the margins that training draws from."""
+    return lipsync.embed(expert, clip.crops[:, MARGIN:-MARGIN, MARGIN:-MARGIN], clip.mel)
+
+
+def score(embedded: lipsync.Embedded, rows: np.ndarray, level: float, shift: int) -> dict:
+    """Accuracy on windows `rows`, single ones judged by the cosine `level`."""
     found = lipsync.accuracy(embedded, rows, shift, level)
     curve = lipsync.offset_curve(embedded, rows)
     return {
-        "clip": clip.name,
         "windows": len(rows),
         "level": level,
         "cosine": float(curve[len(curve) // 2]),
-        "offset_ms": lipsync.offset_ms(curve, 25.0, lowest=False),
+        "offset_ms": lipsync.offset_ms(curve, FPS, lowest=False),
         **{name: list(interval) for name, interval in found.items()},
     }
 
@@ -105,17 +105,16 @@ def _teller(total: int):
 
 
 def _report(expert: sync.Sync, clips: list, parts: list, test: SyncClip | None, config: ConfigDict) -> dict:
-    rows = []
+    rows, levels = [], []
     for clip, ((first, stop), held) in zip(clips, parts, strict=True):
+        embedded = embed(expert, clip)
+        levels.append(lipsync.threshold(embedded, np.arange(first, stop), config.shift))
         if len(held):
-            rows.append({"what": "held-out end", **score(expert, clip, held, np.arange(first, stop), config.shift)})
-    if test is not None:
-        # Nothing of this clip was seen: its level is that of the first clip's training windows.
-        level = rows[0]["level"] if rows else 0.5
-        found = score(expert, test, test.starts, test.starts, config.shift)
-        crops = test.crops[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
-        alone = lipsync.accuracy(lipsync.embed(expert, crops, test.mel), test.starts, config.shift, level)["single"]
-        rows.append({"what": "unseen clip", **found, "level": level, "single": list(alone)})
+            row = score(embedded, held, levels[-1], config.shift)
+            rows.append({"clip": clip.name, "what": "held-out end", **row})
+    if test is not None:  # nothing of it was seen: its level is that of the others' training windows
+        row = score(embed(expert, test), test.starts, float(np.mean(levels)), config.shift)
+        rows.append({"clip": test.name, "what": "unseen clip", **row})
     return {"config": json.loads(config.to_json_best_effort()), "shift": config.shift, "scores": rows}
 
 
@@ -123,8 +122,7 @@ def _write(workdir: Path, expert: sync.Sync, report: dict) -> None:
     arrays = {name: np.asarray(leaf) for name, leaf in sync.flat(expert.state).items()}
     facts = {"sources": "fg3dgs_jax.train_sync", "width": str(report["config"]["width"])}
     weights.save(workdir / "sync.safetensors", "sync-expert", arrays, facts)
-    with replacing(workdir / "report.json") as partial:
-        partial.write_text(json.dumps(report, indent=1) + "\n")
+    heldout.write_json(workdir / "report.json", report)
 
 
 def _table(report: dict) -> Table:
@@ -133,7 +131,7 @@ def _table(report: dict) -> Table:
     for position, name in enumerate(("clip", "what", "windows", "of a pair", "of a single window", "offset, ms")):
         table.add_column(name, justify="right" if position > 1 else "left")
     for row in report["scores"]:
-        cells = ["{:.1f} % [{:.0f}, {:.0f}]".format(*(100 * v for v in row[name])) for name in ("pairs", "single")]
+        cells = [console.percent(row[name]) for name in ("pairs", "single")]
         table.add_row(row["clip"], row["what"], str(row["windows"]), *cells, f"{row['offset_ms']:+.0f}")
     return table
 

@@ -365,6 +365,14 @@ TRAIN_SYNC = [
     ("too short a clip", r"has only 25 frames; give a clip of at least 2 s", short_clip),
     ("a silent clip", r"data: its sound is silent", silent_clip),
     ("too wide a network", r"--config\.width=7: must be from", sync_row("--config.width=7.0", "nowhere")),
+    ("a shift of nothing", r"--config\.shift=0: must be from 1 to 25", sync_row("--config.shift=0", "nowhere")),
+    ("a rate of nothing", r"--config\.rate=0: must be from 1e-06 to 1", sync_row("--config.rate=0.0", "nowhere")),
+    ("an endless rate", r"--config\.rate=inf: must be from", sync_row("--config.rate=inf", "nowhere")),
+    ("a rate that is none", r"--config\.rate=nan: must be from", sync_row("--config.rate=nan", "nowhere")),
+    ("negative decay", r"--config\.decay=-1: must be from 0", sync_row("--config.decay=-1.0", "nowhere")),
+    ("a negative seed", r"--config\.seed=-1: must be from 0", sync_row("--config.seed=-1", "nowhere")),
+    ("a stretch of neighbours", r"--config\.span=3: must be from 6", sync_row("--config.span=3", "nowhere")),
+    ("all held out", r"--config\.held_share=0\.9: must be from 0 to", sync_row("--config.held_share=0.9", "nowhere")),
 ]
 COMMANDS = (
     (preprocess, PREPROCESS), (train, TRAIN), (synthesize, SYNTHESIZE), (evaluate, EVALUATE), (convert, CONVERT),

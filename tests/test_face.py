@@ -1,7 +1,9 @@
 """Expression from blendshapes, gaps, crops and models; MediaPipe itself where a model and a real clip are at hand."""
 
+import contextlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,13 +108,41 @@ def test_a_real_face_is_found_and_an_empty_picture_has_none():
     pytest.importorskip("mediapipe")
     clip = SHARED / "clips/woman_7s_700x700.mp4"
     image = next(video.read_frames(clip, max_side=400))
-    points = face.detect_landmarks([image, np.zeros_like(image)], SHARED / "models/face_landmarker.task")
-    assert points.shape == (2, 478, 2) and points.dtype == np.float32
-    assert np.isnan(points[1]).all()
+    track = face.track_face([image, np.zeros_like(image)], SHARED / "models/face_landmarker.task")
+    points = track.landmarks
+    assert points.shape == (2, 478, 3) and points.dtype == np.float32 and track.blendshapes.shape == (2, 52)
+    assert np.isnan(points[1]).all() and np.isnan(track.blendshapes[1]).all()
     # She is near the middle; eyes (33, 263) are left and right above the mouth (13), which is above the chin (152).
-    left, right, mouth, chin = points[0, [33, 263, 13, 152]]
+    left, right, mouth, chin = points[0, [33, 263, 13, 152], :2]
     assert left[0] < mouth[0] < right[0] and max(left[1], right[1]) < mouth[1] < chin[1]
     assert 100 < mouth[0] < 300
+
+
+def test_landmarks_are_pixels_of_the_picture_whatever_its_shape(monkeypatch):
+    """MediaPipe's are shares of width and height: those of a tall video were once taken for shares of its width."""
+    points = [SimpleNamespace(x=0.5, y=0.25, z=0.1)] * face.NUM_LANDMARKS
+    shapes = [SimpleNamespace(category_name=str(i), score=0.5) for i in range(face.NUM_BLENDSHAPES)]
+    shown = []
+
+    @contextlib.contextmanager
+    def landmarker(model, blendshapes):
+        def detect(image):
+            shown.append(image.shape)
+            found = [points] if image.any() else []
+            return SimpleNamespace(face_landmarks=found, face_blendshapes=[shapes])
+
+        yield detect
+
+    monkeypatch.setattr(face, "landmarker", landmarker)
+    pictures = [
+        np.full((1000, 600, 3), 9, np.uint8),
+        np.full((96, 64, 3), 9, np.uint8),
+        np.zeros((96, 64, 3), np.uint8),
+    ]
+    track = face.track_face(pictures, "model")
+    assert shown == [(1000, 600, 3), (768, 512, 3), (768, 512, 3)]  # small ones are enlarged
+    np.testing.assert_allclose(track.landmarks[:2, 0], [[300, 250, 60], [32, 24, 6.4]], rtol=1e-6)
+    assert np.isnan(track.landmarks[2]).all() and np.isnan(track.blendshapes[2]).all()
 
 
 def test_what_a_model_says_while_it_loads_is_dropped(capfd):

@@ -10,10 +10,10 @@ import pytest
 from fg3dgs_jax import types
 from fg3dgs_jax.data import audio as audio_io
 from fg3dgs_jax.data import clip as clips
-from fg3dgs_jax.data import video
+from fg3dgs_jax.data import face, video
 from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import heldout, probes
+from fg3dgs_jax.inference import heldout, metrics, papers, probes
 
 SIZE, FRAMES = 48, 60
 LIPS, EYES = (30, 40, 20, 30), ((10, 18, 8, 16), (10, 18, 30, 38))
@@ -122,6 +122,29 @@ def test_evaluate_writes_everything_and_says_what_is_missing(dataset, tmp_path):
 def test_a_wrong_model_path_is_a_reason_and_not_a_crash(dataset, tmp_path):
     report = heldout.score(dataset, heldout.predict(dataset, frozen), tmp_path)
     assert "face_landmarker.task" in report["unavailable"]["jitter"]
+
+
+def test_faces_are_looked_for_once_in_each_set_of_frames(dataset, monkeypatch, tmp_path):
+    """LMD, jitter, AUE and the lips in silence all come from the same two tracks."""
+    looked = []
+
+    def track_face(images, model):
+        looked.append(len(images))
+        shapes = np.full((len(images), 1), 0.1 * len(looked), np.float32)
+        points = np.random.default_rng(0).random((len(images), face.NUM_LANDMARKS, 3)).astype(np.float32)
+        return face.FaceTrack(points, shapes, ("jawOpen",))
+
+    monkeypatch.setattr(face, "track_face", track_face)
+    monkeypatch.setattr(heldout, "find_model", lambda *names: tmp_path)
+    monkeypatch.setattr(metrics, "LOWER_UNITS", ("jawOpen",))
+    monkeypatch.setattr(metrics, "UPPER_UNITS", ("jawOpen",))
+    frames = heldout.predict(dataset, perfect)
+    report = heldout.score(dataset, frames, tmp_path)
+    table = papers.table(dataset, frames, report, papers.Networks(), tmp_path)
+    assert looked == [15, 15]
+    ours = table["rows"]["ours"]
+    assert ours["aue_lower"] == report["summary"]["aue_lower"] == pytest.approx((5 * 0.1) ** 2, rel=1e-5)  # f32
+    assert ours["lmd"] == 0.0 and "silence_motion" in ours and not {"lmd", "aue_lower"} & set(table["unavailable"])
 
 
 def test_the_sound_of_frames_follows_the_frames(dataset):

@@ -189,12 +189,12 @@ def test_landmark_scores_of_the_reference_predictions(anchor):
     model = SHARED / "models" / "face_landmarker.task"
     if not model.is_file():
         pytest.skip(f"needs MediaPipe's landmark model: {model} (FG3DGS_SHARED)")
-    from fg3dgs_jax.data.face import detect_landmarks
+    from fg3dgs_jax.data.face import track_face
 
-    truth = detect_landmarks(anchor["gt"], model)
+    truth = track_face(anchor["gt"], model).landmarks[..., :2]
     expected = {"pred": (1.14, 0.82), "pred_static": (1.50, 0.17), "pred_shuffled_audio": (1.76, 0.26)}
     for name, (distance, r) in expected.items():
-        points = detect_landmarks(anchor[name], model)
+        points = track_face(anchor[name], model).landmarks[..., :2]
         # Two decimals were published; the detector's arithmetic differs a little between processors.
         assert metrics.mouth_distance(points, truth).mean() == pytest.approx(distance, abs=0.011)
         assert metrics.correlation(metrics.lip_opening(points), metrics.lip_opening(truth)) == pytest.approx(

@@ -12,7 +12,7 @@ from test_sync import random_expert
 
 from fg3dgs_jax.data import audio, face, foreign_weights
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import heldout, inception, lipsync, page, papers
+from fg3dgs_jax.inference import heldout, inception, lipsync, metrics, page, papers
 
 RNG = np.random.default_rng(0)
 
@@ -73,7 +73,8 @@ def test_accuracy_of_a_perfect_and_of_a_deaf_expert():
 
 
 def track(values):
-    names = tuple(name + side for name in papers.UPPER + papers.LOWER for side in ("Left", "Right"))
+    units = metrics.UPPER_UNITS + metrics.LOWER_UNITS
+    names = tuple(name + side for name in units for side in ("Left", "Right"))
     shapes = np.full((len(values), len(names)), 0.2, np.float32)
     shapes[:, names.index("jawOpenLeft")] = values
     return face.FaceTrack(np.zeros((len(values), 478, 3), np.float32), shapes, names)
@@ -82,9 +83,10 @@ def track(values):
 def test_aue_is_the_squared_error_in_openfaces_scale():
     truth, ours = track([0.2, 0.2, 0.2]), track([0.2, 0.4, np.nan])
     # The jaw's left and right are averaged: half of 0.2, five times, squared, over the two frames with a face.
-    assert papers.aue(ours, truth, papers.LOWER) == pytest.approx((5 * 0.1) ** 2 / 2, rel=1e-5)
-    assert papers.aue(ours, truth, papers.UPPER) == 0.0
-    assert np.isnan(papers.aue(face.FaceTrack(truth.landmarks, truth.blendshapes, ()), truth, papers.LOWER))
+    error = metrics.action_unit_error
+    assert error(ours, truth, metrics.LOWER_UNITS) == pytest.approx((5 * 0.1) ** 2 / 2, rel=1e-5)
+    assert error(ours, truth, metrics.UPPER_UNITS) == 0.0
+    assert np.isnan(error(face.FaceTrack(truth.landmarks, truth.blendshapes, ()), truth, metrics.LOWER_UNITS))
 
 
 def test_motion_in_silence_counts_silent_neighbours_only():

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_sync import random_expert
 
 from fg3dgs_jax import cli, train_sync
 from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.inference import console, lipsync
 from fg3dgs_jax.losses import sync
 from fg3dgs_jax.training import judges, sync_expert
 from fg3dgs_jax.training.sync_clips import MARGIN, SyncClip
@@ -100,6 +102,22 @@ def test_what_is_learned_from_and_what_is_held_out_do_not_touch():
     assert train_sync.split(one, 0.0)[0] == (0, 100) and not len(train_sync.split(one, 0.0)[1])
     with pytest.raises(UserError, match=r"a: is too short to hold out 0\.2"):
         train_sync.split(clip("a", 14, 0), 0.2)
+
+
+def test_a_clip_too_short_for_an_interval_is_reported_in_json_and_in_a_table(tmp_path):
+    rng = np.random.default_rng(0)
+    voice = np.eye(30)[rng.permutation(30)]
+    row = train_sync.score(lipsync.Embedded(voice[:26], np.arange(26), voice), np.arange(26), 0.5, 5)
+    assert (row["pairs"][0], row["single"][0], row["offset_ms"], row["cosine"]) == (1.0, 1.0, 0.0, 1.0)
+    assert np.isnan(row["pairs"][1:]).all()
+    report = {"config": {"width": 1 / 16}, "shift": 5, "scores": [{"clip": "a", "what": "held-out end", **row}]}
+    train_sync._write(tmp_path, random_expert(), report)
+    kept = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)["scores"][0]
+    assert kept["pairs"] == [1.0, None, None]
+    for shown in (row, kept):
+        assert console.percent(shown["pairs"]) == "100.0 %"
+    assert console.percent([0.931, 0.909, 0.95]) == "93.1 % [91, 95]"
+    assert train_sync._table(report).row_count == 1
 
 
 def command(monkeypatch, clips: dict, workdir: Path, *argv: str) -> dict:

@@ -64,30 +64,6 @@ def landmarker(model: str | Path, faces: int = 1, blendshapes: bool = False) -> 
         )
 
 
-def detect_landmarks(images: Iterable[np.ndarray], model: str | Path) -> np.ndarray:
-    """Landmarks of single, unrelated images: f32 [T, 478, 2], x right and y down in pixels; NaN where no face is found.
-
-    Args:
-      images: u8 [H, W, 3] RGB each. Every image is detected afresh (no tracking), so that a score of one frame does
-        not depend on the frames before it.
-      model: MediaPipe's `face_landmarker.task`.
-
-    Raises:
-      UserError: mediapipe is not installed, or `model` is not there.
-    """
-    points = []
-    with landmarker(model) as detect:
-        for image in images:
-            height, width = image.shape[:2]
-            factor = max(1.0, DETECTION_SIDE / min(height, width))
-            if factor > 1.0:
-                image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-            faces = detect(image).face_landmarks
-            found = [(p.x * width, p.y * height) for p in faces[0]] if faces else [(np.nan, np.nan)] * NUM_LANDMARKS
-            points.append(found)
-    return np.asarray(points, np.float32).reshape(-1, NUM_LANDMARKS, 2)
-
-
 def find_boxes(images: Iterable[np.ndarray], model: str | Path, most: int = 3) -> list[np.ndarray]:
     """Per image the boxes f32 [n, 4] (x0, y0, x1, y1) of up to `most` faces, largest first, as shares of the image."""
     boxes = []
@@ -100,14 +76,18 @@ def find_boxes(images: Iterable[np.ndarray], model: str | Path, most: int = 3) -
 
 
 def track_face(images: Iterable[np.ndarray], model: str | Path) -> FaceTrack:
-    """Landmarks with depth and blendshapes of square images u8 [S, S, 3] that show one face each."""
+    """Landmarks with depth and blendshapes of single, unrelated images u8 [H, W, 3] that show one face each.
+
+    Every image is detected afresh (no tracking), so that a score of one frame does not depend on the frames before it.
+    Raises UserError: mediapipe is not installed, or `model`, its `face_landmarker.task`, is not there.
+    """
     points, scores, names = [], [], ()
     with landmarker(model, blendshapes=True) as detect:
         for image in images:
-            result = detect(image)
+            height, width = image.shape[:2]
+            result = detect(_enlarged(image))
             if result.face_landmarks:
-                size = image.shape[1]
-                points.append([(p.x * size, p.y * size, p.z * size) for p in result.face_landmarks[0]])
+                points.append([(p.x * width, p.y * height, p.z * width) for p in result.face_landmarks[0]])
                 scores.append([shape.score for shape in result.face_blendshapes[0]])
                 names = tuple(shape.category_name for shape in result.face_blendshapes[0])
             else:
@@ -115,6 +95,11 @@ def track_face(images: Iterable[np.ndarray], model: str | Path) -> FaceTrack:
                 scores.append(np.full(NUM_BLENDSHAPES, np.nan))
     shape = (len(points), NUM_LANDMARKS, 3)
     return FaceTrack(np.asarray(points, np.float32).reshape(shape), np.asarray(scores, np.float32), names)
+
+
+def _enlarged(image: np.ndarray) -> np.ndarray:
+    factor = DETECTION_SIDE / min(image.shape[:2])
+    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC) if factor > 1.0 else image
 
 
 def fill_gaps(track: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -59,3 +60,12 @@ def load(path: str | Path, kind: str, flag: str) -> tuple[dict[str, np.ndarray],
     if facts.get("sha256") != digest(arrays):
         raise UserError(f"{flag}: {path} is damaged (its SHA-256 differs); convert or copy it again")
     return arrays, facts
+
+
+def build(path: str | Path, kind: str, create: Callable[[dict, dict], Any], flag: str) -> Any:
+    """create(arrays, facts) of what `load` reads. Raises UserError, naming `flag`, where that raises ValueError."""
+    arrays, facts = load(path, kind, flag)
+    try:
+        return create(arrays, facts)
+    except ValueError as error:
+        raise UserError(f"{flag}: {path} does not fit ({error}); convert or train it again") from None

@@ -58,6 +58,12 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
+def percent(interval: Sequence[float | None]) -> str:
+    """A share with its interval, which may be missing, as "93.1 % [91, 95]"."""
+    mean, low, high = (_number(part and 100.0 * part, digits) for part, digits in zip(interval, (1, 0, 0), strict=True))
+    return f"{mean} %" + (f" [{low}, {high}]" if low else "")
+
+
 def score_table(report: dict) -> Table:
     """The scores of `heldout.evaluate` with their 95 % intervals; what is missing says why."""
     table = Table(title=f"{len(report['frames'])} held-out frames", title_justify="left")

@@ -11,9 +11,9 @@ import numpy as np
 
 from fg3dgs_jax import types
 from fg3dgs_jax.data import audio as audio_io
+from fg3dgs_jax.data import face
 from fg3dgs_jax.data.clip import condition as condition_at
 from fg3dgs_jax.data.dataset import Dataset
-from fg3dgs_jax.data.face import detect_landmarks
 from fg3dgs_jax.data.models import LANDMARKS, find_model
 from fg3dgs_jax.data.video import write_video
 from fg3dgs_jax.errors import UserError
@@ -26,7 +26,7 @@ Track = Callable[[Sequence, str], Iterable]  # passes a sequence through while s
 
 FORMAT, VERSION = "fg3dgs_jax.evaluation", 1
 OUTPUTS = ("evaluation.json", "heldout.npz", "heldout.mp4", "heldout.jpg")
-LANDMARK_SCORES = ("lmd", "lip_opening_r", "jitter")
+LANDMARK_SCORES = ("lmd", "lip_opening_r", "jitter", "aue_lower", "aue_upper")
 SHEET_FRAMES, WORST_FRAMES = 6, 3
 
 
@@ -85,14 +85,14 @@ def predict(
     return Heldout(chosen, predictions, truth, seconds)
 
 
-def find_landmarks(images: np.ndarray, models: str | Path | None) -> np.ndarray:
-    """Landmarks f32 [T, 478, 2] of the images by MediaPipe's face_landmarker.task in the folder `models`.
+def find_faces(images: np.ndarray, models: str | Path | None) -> face.FaceTrack:
+    """Landmarks and blendshapes of the images by MediaPipe's face_landmarker.task in the folder `models`.
 
     Raises UserError, the reason why there are none: no folder or no such file in it, or mediapipe is not installed.
     """
     if not models:
         raise UserError("no face landmark model was given (--models DIR with face_landmarker.task)")
-    return detect_landmarks(images, find_model(models, LANDMARKS))
+    return face.track_face(images, find_model(models, LANDMARKS))
 
 
 def score_pixels(dataset: Dataset, heldout: Heldout) -> dict[str, np.ndarray]:
@@ -125,18 +125,21 @@ def score_similarity(dataset: Dataset, heldout: Heldout) -> dict[str, np.ndarray
     return dict(zip(("ssim", "ssim_head"), np.array(rows).T, strict=True))
 
 
-def score_landmarks(ids: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> tuple[dict, dict]:
-    """Per-frame scores f64 [T] and whole-clip scores (floats) of landmarks [T, 478, 2]."""
+def score_faces(ids: np.ndarray, prediction: face.FaceTrack, truth: face.FaceTrack) -> tuple[dict, dict]:
+    """Per-frame scores f64 [T] and whole-clip scores (floats) of the faces in T frames."""
+    points, true_points = (track.landmarks[..., :2] for track in (prediction, truth))
     per_frame = {
-        "lmd": metrics.mouth_distance(prediction, truth),
-        "lip_opening": metrics.lip_opening(prediction),
-        "lip_opening_truth": metrics.lip_opening(truth),
+        "lmd": metrics.mouth_distance(points, true_points),
+        "lip_opening": metrics.lip_opening(points),
+        "lip_opening_truth": metrics.lip_opening(true_points),
     }
     overall = {
         "lip_opening_r": metrics.correlation(per_frame["lip_opening"], per_frame["lip_opening_truth"]),
-        "jitter": metrics.jitter(prediction, ids),
-        "jitter_truth": metrics.jitter(truth, ids),
-        "frames_without_face": int(np.isnan(prediction[:, 0, 0]).sum()),
+        "jitter": metrics.jitter(points, ids),
+        "jitter_truth": metrics.jitter(true_points, ids),
+        "aue_lower": metrics.action_unit_error(prediction, truth, metrics.LOWER_UNITS),
+        "aue_upper": metrics.action_unit_error(prediction, truth, metrics.UPPER_UNITS),
+        "frames_without_face": int(np.isnan(points[:, 0, 0]).sum()),
     }
     return per_frame, overall
 
@@ -150,10 +153,10 @@ def score(dataset: Dataset, heldout: Heldout, models: str | Path | None = None) 
     overall = {"seconds_per_frame": float(np.median(heldout.seconds))}
     unavailable = {}
     try:
-        truth, points = (find_landmarks(images, models) for images in (heldout.truth, heldout.predictions))
-        landmark_scores, landmark_overall = score_landmarks(heldout.ids, points, truth)
-        per_frame |= landmark_scores
-        overall |= landmark_overall
+        truth, found = (find_faces(images, models) for images in (heldout.truth, heldout.predictions))
+        face_scores, face_overall = score_faces(heldout.ids, found, truth)
+        per_frame |= face_scores
+        overall |= face_overall
         if overall["frames_without_face"] == len(heldout.ids):
             unavailable = dict.fromkeys(LANDMARK_SCORES, "no face was found in any prediction")
     except UserError as reason:

@@ -1,7 +1,7 @@
-"""Scores of predicted frames against ground truth: pixels, mouth landmarks, jitter, paired intervals.
+"""Scores of predicted frames against ground truth: pixels, mouth landmarks, action units, jitter, paired intervals.
 
-Landmark scores take MediaPipe's 478 points of `data.face.detect_landmarks` (single-image mode), NaN where no face was
-found: such frames score NaN and are left out of means.
+Landmark scores take MediaPipe's 478 points of `data.face.track_face`, NaN where no face was found: such frames score
+NaN and are left out of means.
 """
 
 from typing import NamedTuple
@@ -9,11 +9,20 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from fg3dgs_jax.data.face import FaceTrack
+
 PSNR_CEILING = 100.0  # dB, given to equal images so that means stay finite
 
 # The points of the usual 68-point scheme numbered 48-67 (outer lips clockwise, then inner lips) among MediaPipe's 478.
 MOUTH_LANDMARKS = (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 81, 13, 311, 308, 402, 14, 178)
 UPPER_INNER_LIP, LOWER_INNER_LIP = 13, 14
+# MediaPipe's stand-ins for action units; left and right are averaged, differences are spelled out.
+UPPER_UNITS = ("browInnerUp", "browOuterUp", "browDown", "eyeWide", "cheekSquint", "eyeSquint", "eyeBlink")
+LOWER_UNITS = (
+    "noseSneer", "mouthUpperUp", "mouthSmile", "mouthDimple", "mouthFrown", "mouthShrugLower", "mouthStretch",
+    "mouthPress", "mouthLowerDown", "jawOpen", "mouthClose",
+)  # fmt: skip
+UNIT_SCALE = 5.0  # OpenFace's intensities go from 0 to 5, blendshapes from 0 to 1
 
 
 class Interval(NamedTuple):
@@ -103,6 +112,21 @@ def lip_opening(landmarks: np.ndarray) -> np.ndarray:
     """Distance of the inner lips' middles, f64 [T] in pixels, of landmarks [T, 478, 2]."""
     points = np.asarray(landmarks, np.float64)
     return np.linalg.norm(points[:, UPPER_INNER_LIP] - points[:, LOWER_INNER_LIP], axis=-1)
+
+
+def action_units(track: FaceTrack, names: tuple[str, ...]) -> np.ndarray:
+    """f64 [T, len(names)], 0 to 5: stand-ins for OpenFace's intensities from blendshapes; NaN where no face was."""
+    column = {name: track.blendshapes[:, i] for i, name in enumerate(track.names)}
+    sides = [[column[k] for k in (name, f"{name}Left", f"{name}Right") if k in column] for name in names]
+    return UNIT_SCALE * np.stack([np.mean(found, axis=0) for found in sides], axis=-1).astype(np.float64)
+
+
+def action_unit_error(prediction: FaceTrack, truth: FaceTrack, names: tuple[str, ...]) -> float:
+    """AUE: squared error of the action units, summed over them, mean over the frames in which both have a face."""
+    if not prediction.names or not truth.names:
+        return float("nan")
+    error = ((action_units(prediction, names) - action_units(truth, names)) ** 2).sum(-1)
+    return float(np.nanmean(error)) if np.isfinite(error).any() else float("nan")
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fg3dgs_jax.data import audio as audio_io
-from fg3dgs_jax.data import face, mel, models, weights
+from fg3dgs_jax.data import face, mel, weights
 from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.data.face_box import face_boxes
-from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import heldout as heldout_frames
 from fg3dgs_jax.inference import inception, lipsync, metrics
 from fg3dgs_jax.losses import lpips, sync, syncnet
@@ -36,14 +35,7 @@ COLUMNS = (
     ("sync", "sync expert's cosine", 3, "higher"), ("offset_ms", "A/V offset, ms", 0, "near 0"),
     ("jitter", "jitter, px/frame²", 2, "near truth's"), ("silence_motion", "silent lips, px/frame", 3, "near truth's"),
 )  # fmt: skip
-# MediaPipe's stand-ins for action units; left and right are averaged, differences are spelled out.
-UPPER = ("browInnerUp", "browOuterUp", "browDown", "eyeWide", "cheekSquint", "eyeSquint", "eyeBlink")
-LOWER = (
-    "noseSneer", "mouthUpperUp", "mouthSmile", "mouthDimple", "mouthFrown", "mouthShrugLower", "mouthStretch",
-    "mouthPress", "mouthLowerDown", "jawOpen", "mouthClose",
-)  # fmt: skip
 SYNC_SCORES = ("lse_c", "lse_d", "sync", "offset_ms")  # of windows of five frames
-AU_SCALE = 5.0  # OpenFace's intensities go from 0 to 5, blendshapes from 0 to 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,30 +48,24 @@ class Networks:
     inception: dict[str, jax.Array] | None = None
 
 
-def _create(kind: str, arrays: dict, facts: dict) -> Any:
-    if kind == "lpips":
-        return jax.device_put(lpips.create(facts.get("net", ""), arrays))
-    if kind == "inception":
-        inception.check(arrays)
-        return jax.device_put(arrays)
-    return {"sync-expert": sync, "syncnet": syncnet}[kind].create(arrays)
+def _inception(arrays: dict, facts: dict) -> dict[str, jax.Array]:
+    inception.check(arrays)
+    return jax.device_put(arrays)
 
 
-KINDS = {"lpips": "lpips", "sync": "sync-expert", "syncnet": "syncnet", "inception": "inception"}
+# field of Networks -> (kind of the file, how it is made of the file's arrays and facts)
+MAKERS = {
+    "lpips": ("lpips", lambda arrays, facts: jax.device_put(lpips.create(facts.get("net", ""), arrays))),
+    "sync": ("sync-expert", lambda arrays, facts: sync.create(arrays)),
+    "syncnet": ("syncnet", lambda arrays, facts: syncnet.create(arrays)),
+    "inception": ("inception", _inception),
+}
 
 
 def load(paths: Mapping[str, str | Path | None]) -> Networks:
     """The networks whose files are given, by the fields of Networks. Raises UserError, naming the flag."""
-    found = {}
-    for name, path in paths.items():
-        if path:
-            flag = f"--{name}"
-            arrays, facts = weights.load(path, KINDS[name], flag)
-            try:
-                found[name] = _create(KINDS[name], arrays, facts)
-            except ValueError as error:
-                raise UserError(f"{flag}: {path} does not fit ({error}); convert the published files again") from None
-    return Networks(**found)
+    given = {name: path for name, path in paths.items() if path}
+    return Networks(**{name: weights.build(path, *MAKERS[name], f"--{name}") for name, path in given.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,21 +127,6 @@ def _lower_faces(footage: Footage) -> np.ndarray:
     return np.clip(np.round(np.stack(crops)), 0, 255).astype(np.uint8)
 
 
-def action_units(track: face.FaceTrack, names: tuple[str, ...]) -> np.ndarray:
-    """f64 [n, len(names)], 0 to 5: stand-ins for OpenFace's intensities from blendshapes; NaN where no face was."""
-    column = {name: track.blendshapes[:, i] for i, name in enumerate(track.names)}
-    sides = [[column[k] for k in (name, f"{name}Left", f"{name}Right") if k in column] for name in names]
-    return AU_SCALE * np.stack([np.mean(found, axis=0) for found in sides], axis=-1).astype(np.float64)
-
-
-def aue(prediction: face.FaceTrack, truth: face.FaceTrack, names: tuple[str, ...]) -> float:
-    """Squared error of the action units, summed over them, mean over the frames in which both have a face."""
-    if not prediction.names or not truth.names:
-        return float("nan")
-    error = ((action_units(prediction, names) - action_units(truth, names)) ** 2).sum(-1)
-    return float(np.nanmean(error)) if np.isfinite(error).any() else float("nan")
-
-
 def silent_frames(sound: np.ndarray, frames: int, fps: float) -> np.ndarray:
     """bool [frames]: quieter than a twentieth of the loud parts (95th percentile of the frames' RMS)."""
     edges = np.round(np.arange(frames + 1) * audio_io.SAMPLE_RATE / fps).astype(int)
@@ -192,11 +163,6 @@ def missing(networks: Networks, models_folder: str | Path | None) -> dict[str, s
     return reasons
 
 
-def track_faces(images: np.ndarray, models_folder: str | Path) -> face.FaceTrack:
-    """Landmarks and blendshapes of each image. Raises UserError where MediaPipe or its model is missing."""
-    return face.track_face(images, models.find_model(models_folder, models.LANDMARKS))
-
-
 def table(
     dataset: Dataset, heldout: heldout_frames.Heldout, report: Mapping, networks: Networks,
     models_folder: str | Path | None,
@@ -209,7 +175,7 @@ def table(
     sound = heldout_frames.clip_sound(dataset)
     unavailable = unheard(sound, heldout.ids) | missing(networks, models_folder)
     truth: dict[str, float] = {"lpips": 0.0, "fid": 0.0, "lmd": 0.0, "aue_lower": 0.0, "aue_upper": 0.0, "ssim": 1.0}
-    ours = {name: summary[name] for name in ("psnr", "ssim", "lmd", "jitter") if name in summary}
+    ours = {name: summary[name] for name, *_ in COLUMNS if name in summary}
     truth |= {"jitter": summary["jitter_truth"]} if "jitter_truth" in summary else {}
     if networks.lpips is not None:
         ours["lpips"] = float(perceptual(networks.lpips, heldout.predictions, heldout.truth).mean())
@@ -222,8 +188,9 @@ def table(
             shown = Footage(heldout.ids, images, boxes, sound, dataset.num_frames, dataset.fps)
             found, curves[row] = sync_scores(shown, networks)
             scores |= found
-    if models_folder:
-        _expressions(dataset, heldout, report, models_folder, sound, truth, ours)
+    if models_folder and sound is not None:
+        moved = _silent_lips(dataset, report, sound)
+        truth["silence_motion"], ours["silence_motion"] = moved[TRUTH], moved[OURS]
     rows = {
         row: {k: v for k, v in scores.items() if k not in unavailable} for row, scores in ((TRUTH, truth), (OURS, ours))
     }
@@ -246,19 +213,15 @@ def unreliable(count: int) -> dict[str, str]:
     return dict.fromkeys(names, f"{count} frames, fewer than {ENOUGH}") if count < ENOUGH else {}
 
 
-def _expressions(
-    dataset: Dataset, heldout: heldout_frames.Heldout, report: Mapping, folder: str | Path, sound: np.ndarray | None,
-    truth: dict, ours: dict,
-) -> None:  # fmt: skip
-    """AUE and, where there is sound, the lips in silence, added to both rows."""
-    tracks = [track_faces(images, folder) for images in (heldout.predictions, heldout.truth)]
-    ours |= {"aue_lower": aue(*tracks, LOWER), "aue_upper": aue(*tracks, UPPER)}
-    if sound is None:
-        return
-    silent = silent_frames(sound, dataset.num_frames, dataset.fps)
-    for row, name in ((ours, "lip_opening"), (truth, "lip_opening_truth")):
-        opening = np.array([frame.get(name, np.nan) for frame in report["frames"]], np.float64)
-        row["silence_motion"] = silence_motion(opening, heldout.ids, silent)
+def _silent_lips(dataset: Dataset, report: Mapping, sound: np.ndarray) -> dict[str, float]:
+    """Row -> the lips' motion in silence."""
+    silent, frames = silent_frames(sound, dataset.num_frames, dataset.fps), report["frames"]
+    ids = np.array([frame["id"] for frame in frames])
+    openings = {
+        row: np.array([frame.get(name, np.nan) for frame in frames], np.float64)
+        for row, name in ((OURS, "lip_opening"), (TRUTH, "lip_opening_truth"))
+    }
+    return {row: silence_motion(opening, ids, silent) for row, opening in openings.items()}
 
 
 def driven(
@@ -272,8 +235,7 @@ def driven(
     count, unavailable = len(images), missing(networks, models_folder)
     ids, scores = np.arange(count), {}
     if models_folder:
-        track = track_faces(images, models_folder)
-        points = track.landmarks[..., :2]
+        points = heldout_frames.find_faces(images, models_folder).landmarks[..., :2]
         silent = silent_frames(sound, count, fps)
         scores["silence_motion"] = silence_motion(metrics.lip_opening(points), ids, silent)
         scores["jitter"] = metrics.jitter(points, ids)

@@ -15,7 +15,7 @@ from fg3dgs_jax.data.clip import tokens
 from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import metrics
-from fg3dgs_jax.inference.heldout import Heldout, Render, Track, find_landmarks, predict, score_pixels, untracked
+from fg3dgs_jax.inference.heldout import Heldout, Render, Track, find_faces, predict, score_pixels, untracked
 
 SHIFTS = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)  # seconds; several, because one may hit similar speech by chance
 RANDOM_AUDIO, STATIC, SHUFFLED_EXPRESSION = "random audio", "static head", "shuffled expression"
@@ -74,14 +74,14 @@ def probe(
     heldout = predict(dataset, render, track=track, name="right audio")
     truth, unavailable = None, {}
     try:
-        truth = find_landmarks(heldout.truth, models)
+        truth = find_faces(heldout.truth, models).landmarks[..., :2]
     except UserError as reason:
         unavailable = {"lmd": str(reason)}
 
     def scores(result: Heldout) -> dict[str, np.ndarray]:
         values = score_pixels(dataset, result)
         if truth is not None:
-            points = find_landmarks(result.predictions, models)
+            points = find_faces(result.predictions, models).landmarks[..., :2]
             values["lmd"] = metrics.mouth_distance(points, truth)
             values["opening"] = metrics.lip_opening(points)
         return values

@@ -5,26 +5,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fg3dgs_jax.data import weights
-from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.losses import lpips, sync
 
 
 def load_lpips(path: str, flag: str) -> lpips.Lpips:
     """LPIPS from a file of `convert`. Raises UserError, naming the flag."""
-    arrays, facts = weights.load(path, "lpips", flag)
-    try:
-        return lpips.create(facts.get("net", ""), arrays)
-    except ValueError as error:
-        raise UserError(f"{flag}: {path} does not fit ({error}); convert the published files again") from None
+    return weights.build(path, "lpips", lambda arrays, facts: lpips.create(facts.get("net", ""), arrays), flag)
 
 
 def load_sync(path: str, flag: str) -> sync.Sync:
     """A lip-sync expert from a file of `convert` or `train_sync`. Raises UserError, naming the flag."""
-    arrays, _ = weights.load(path, "sync-expert", flag)
-    try:
-        return sync.create(arrays)
-    except ValueError as error:
-        raise UserError(f"{flag}: {path} does not fit ({error}); convert or train it again") from None
+    return weights.build(path, "sync-expert", lambda arrays, facts: sync.create(arrays), flag)
 
 
 LOADERS = {"lpips": load_lpips, "sync": load_sync}
