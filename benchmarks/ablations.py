@@ -3,11 +3,15 @@
     python benchmarks/ablations.py --data DIR --models DIR --runs RUNS --budget-minutes 10
     ... --only tg,fg --schedule-scale 0.2 --anchor FILE.npz
     ... --variant fg_pose=fg,pose.refine=true --variant fg_small=fg,regions.face.capacity=8192
+    ... --start RUN/checkpoints/00011000 --variant hrpa=fg,judges.sync=FILE --only fg,hrpa --score sync=FILE
 
 Rows are those of configs/ablations.py, and variants: NAME=ROW,FIELD=VALUE,.. with fields of the config. Each row is
 compared with the full model of its paper (a variant with its row) on the same frames: the frames' differences,
 averaged over the seeds, with 95 % block-bootstrap intervals. An anchor holds others' predictions of the same frames
 (`ids`, `pred` u8 [n, H, W, 3], and any `pred_NAME` beside it).
+
+With --start all rows and seeds continue from one checkpoint, so that only its later stages are compared; it must fit
+their schedule. --score NAME=FILE gives `evaluate` the weights of lpips, sync, syncnet or inception.
 
 One process trains at a time. A run that is finished is not trained again, one that was stopped continues: the same
 command takes up where it was. With --budget-minutes a short pilot run times each row, and its schedule is scaled so
@@ -26,6 +30,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import branch
 import numpy as np
 import rasterizer as rasterizer_benchmark
 
@@ -33,7 +38,8 @@ from fg3dgs_jax import cli
 from fg3dgs_jax.data.dataset import Dataset, open_dataset
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.files import replacing
-from fg3dgs_jax.inference import heldout, metrics
+from fg3dgs_jax.inference import heldout, metrics, papers
+from fg3dgs_jax.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "ablations.py"
@@ -67,6 +73,8 @@ def flags_of(argv: Sequence[str]) -> argparse.Namespace:
     length.add_argument("--schedule-scale", type=float, metavar="X", help="of the full schedule, the same for all")
     length.add_argument("--budget-minutes", type=float, metavar="M", help="of training for each run")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config, in every row")
+    add("--start", type=Path, metavar="RUN/checkpoints/STEP", help="a checkpoint that all rows continue from")
+    add("--score", action="append", default=[], metavar="NAME=FILE", help="weights for `evaluate`: sync=FILE")
     add("--anchor", type=Path, metavar="FILE.npz", help="others' predictions of the same frames")
     add("--refine-poses", action="store_true", help="also score with held-out poses fitted outside the mouth")
     add("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
@@ -121,14 +129,16 @@ def train(row: tuple[str, list[str], str], seed: int, scale: float, flags: argpa
     """Trains a run to its end, or continues it; nothing happens where it is finished."""
     arguments = [f"--config={CONFIGS}:{row[0]}", f"--config.data={flags.data.resolve()}", f"--config.seed={seed}",
                  f"--config.schedule_scale={scale!r}", "--config.evaluate=false", *row[1]]  # fmt: skip
-    noted = workdir / "finished.json"
+    noted, meant = workdir / "finished.json", [*arguments, *([str(flags.start)] if flags.start else [])]
     if noted.exists():
-        if json.loads(noted.read_text()) != arguments:
+        if json.loads(noted.read_text()) != meant:
             raise UserError(f"{workdir}: was trained by another command; give another --runs, or remove it")
         return
+    if flags.start and not checkpoint.steps(workdir):
+        branch.begin(flags.start, arguments, workdir)
     _command("train", [*arguments, f"--workdir={workdir.resolve()}"], log_of(workdir))
     with replacing(noted) as partial:
-        partial.write_text(json.dumps(arguments))
+        partial.write_text(json.dumps(meant))
 
 
 def score(flags: argparse.Namespace, workdir: Path) -> dict:
@@ -140,6 +150,7 @@ def score(flags: argparse.Namespace, workdir: Path) -> dict:
         arguments = ["--workdir", str(workdir.resolve())]
         arguments += ["--models", str(flags.models.resolve())] if flags.models else []
         arguments += ["--refine-poses"] if flags.refine_poses else []
+        arguments += [f"--{text}" for text in flags.score]
         _command("evaluate", arguments, log_of(workdir))
         known = json.loads(path.read_text())
     return known
@@ -211,12 +222,13 @@ def anchors(path: Path, dataset: Dataset, models: Path | None, runs: Path) -> di
 
 def value(report: Mapping, name: str) -> float:
     """A score of one run; NaN where it is not there."""
-    ours = {}
-    for title, table in report.get("tables", {}).items():
-        if title == "held-out frames":
-            ours = table["rows"].get("ours", {})
-    found = report["summary"].get(name, ours.get(name))
+    found = report["summary"].get(name, row_of(report, papers.OURS).get(name))
     return math.nan if found is None else float(found)
+
+
+def row_of(report: Mapping, row: str) -> Mapping[str, float]:
+    """A row of the papers' table of held-out frames; empty where it is not there."""
+    return report.get("tables", {}).get(papers.HELD_OUT, {"rows": {}})["rows"].get(row, {})
 
 
 def summary(reports: Sequence[Mapping]) -> dict[str, dict[str, float]]:
@@ -309,13 +321,15 @@ def main(argv: list[str]) -> int:
     """The command. Returns the exit code; see `cli.run`."""
     flags = flags_of(argv)
     rows, seeds = rows_of(flags), [int(seed) for seed in flags.seeds.split(",")]
+    if flags.start and not (flags.schedule_scale and (flags.start / "info.json").is_file()):
+        raise UserError(f"--start {flags.start}: must be a checkpoint's folder, and goes with --schedule-scale")
     dataset = open_dataset(flags.data)
     others = anchors(flags.anchor, dataset, flags.models, make(flags.runs)) if flags.anchor else {}
     found, scales = collect(flags, rows, seeds)
     scores = {name: summary(reports) for name, reports in {**found, **{k: [r] for k, r in others.items()}}.items()}
-    truth = value(next(iter(found.values()))[0], "jitter_truth")
-    if math.isfinite(truth):
-        scores["ground truth"] = {"jitter": {"mean": truth, "sd": math.nan}}
+    truth = row_of(next(iter(found.values()))[0], papers.TRUTH)
+    shown = {name: {"mean": truth[name], "sd": math.nan} for name in ("jitter", "sync") if name in truth}
+    scores |= {papers.TRUTH: shown} if shown else {}
     pairs = comparisons(found, rows, others)
     frames = len(shared_ids(*found.values()))
     labels = {name: f"{name}: {rows[name][2]}" if name in rows else name for name in scores}

@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
     heldout.make_folder(out)
     frames = heldout.predict(dataset, head.render, track=console.track)
     report = heldout.full_report(dataset, frames, flags.models, head.run)
-    tables = {"held-out frames": papers.table(dataset, frames, report, networks, flags.models)}
+    tables = {papers.HELD_OUT: papers.table(dataset, frames, report, networks, flags.models)}
     heldout.save(out, dataset, frames, report)
     console.show(console.score_table(report))
     if flags.refine_poses:

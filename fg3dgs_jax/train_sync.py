@@ -5,6 +5,10 @@
         by five frames?
     ... --config.test=data/ben
         scores that clip as a whole and learns from the others alone: does it work on somebody it has never seen?
+    ... data/anna --config.init=runs/sync/sync.safetensors
+        goes on from an expert that was trained before
+    ... data/anna --config.own_split=true
+        holds out the frames that data/anna holds out, so that `evaluate --sync` asks it about nothing it has learned
 
 Into the working directory go sync.safetensors, for --config.judges.sync of `train` and --sync of `evaluate`, and
 report.json. Clips whose sound is dubbed or shifted spoil it: preprocess's report says which are. Videos need
@@ -24,7 +28,8 @@ from fg3dgs_jax.data import weights
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import console, heldout, lipsync
 from fg3dgs_jax.losses import sync
-from fg3dgs_jax.training.sync_clips import FPS, MARGIN, SyncClip, open_clip
+from fg3dgs_jax.training.judges import load_sync
+from fg3dgs_jax.training.sync_clips import FPS, MARGIN, SyncClip, open_clip, starts_within
 from fg3dgs_jax.training.sync_expert import NEAR, SyncRules, train
 
 SAID_EVERY = 50  # steps
@@ -43,14 +48,27 @@ def rules_of(config: ConfigDict) -> SyncRules:
     return SyncRules(**{field.name: config[field.name] for field in dataclasses.fields(SyncRules)})
 
 
-def split(clip: SyncClip, share: float) -> tuple[tuple[int, int], np.ndarray]:
-    """The range of first frames to learn from, and the held-out ones, i64 [n]."""
-    count = len(clip.starts)
-    cut = round(count * (1.0 - share))
-    learned = cut - GUARD if share else count
-    if learned < 2:
+def split(clip: SyncClip, share: float, own: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The first frames of windows to learn from, and of held-out ones, i64 [n] each: the dataset's `own`, or the end.
+
+    Raises UserError where there is nothing to learn from.
+    """
+    if own:
+        return _own_split(clip)
+    cut = round(len(clip.starts) * (1.0 - share))
+    learned = clip.starts[: max(cut - GUARD, 0) if share else None]
+    if len(learned) < 2:
         raise UserError(f"{clip.name}: is too short to hold out {share:g} of it; lower --config.held_share")
-    return (0, learned), clip.starts[cut:]
+    return learned, clip.starts[cut:]
+
+
+def _own_split(clip: SyncClip) -> tuple[np.ndarray, np.ndarray]:
+    if clip.train is None:
+        raise UserError(f"{clip.name}: is a video, and only a dataset folder holds out frames; drop --config.own_split")
+    learned, held = starts_within(clip.train), starts_within(clip.test)
+    if len(learned) < 2:
+        raise UserError(f"{clip.name}: nowhere are five training frames in a row; drop --config.own_split")
+    return learned, held
 
 
 def embed(expert: sync.Sync, clip: SyncClip) -> lipsync.Embedded:
@@ -79,14 +97,15 @@ def main(argv: list[str]) -> int:
     learned = [path for path in paths if Path(path).resolve() != test_path]
     if not learned:
         raise UserError("no clip to learn from is given; name dataset folders or videos behind the flags")
+    begin = load_sync(config.init, "--config.init") if config.init else None
     cli.keep_memory()
     cli.enable_compilation_cache()
     clips = [open_clip(path, config.models or None) for path in learned]
-    parts = [split(clip, config.held_share) for clip in clips]
+    parts = [split(clip, config.held_share, config.own_split) for clip in clips]
     test = open_clip(config.test, config.models or None) if config.test else None
     print(f"{len(clips)} clips, {sum(len(clip.crops) for clip in clips) / 25.0:.0f} s")
     with cli.alone(workdir):
-        expert = train(clips, [span for span, _ in parts], rules, _teller(rules.steps))
+        expert = train(clips, [learned for learned, _ in parts], rules, _teller(rules.steps), begin)
         report = _report(expert, clips, parts, test, config)
         _write(workdir, expert, report)
     console.show(_table(report))
@@ -106,9 +125,9 @@ def _teller(total: int):
 
 def _report(expert: sync.Sync, clips: list, parts: list, test: SyncClip | None, config: ConfigDict) -> dict:
     rows, levels = [], []
-    for clip, ((first, stop), held) in zip(clips, parts, strict=True):
+    for clip, (learned, held) in zip(clips, parts, strict=True):
         embedded = embed(expert, clip)
-        levels.append(lipsync.threshold(embedded, np.arange(first, stop), config.shift))
+        levels.append(lipsync.threshold(embedded, learned, config.shift))
         if len(held):
             row = score(embedded, held, levels[-1], config.shift)
             rows.append({"clip": clip.name, "what": "held-out end", **row})
@@ -120,8 +139,7 @@ def _report(expert: sync.Sync, clips: list, parts: list, test: SyncClip | None, 
 
 def _write(workdir: Path, expert: sync.Sync, report: dict) -> None:
     arrays = {name: np.asarray(leaf) for name, leaf in sync.flat(expert.state).items()}
-    facts = {"sources": "fg3dgs_jax.train_sync", "width": str(report["config"]["width"])}
-    weights.save(workdir / "sync.safetensors", "sync-expert", arrays, facts)
+    weights.save(workdir / "sync.safetensors", "sync-expert", arrays, {"sources": "fg3dgs_jax.train_sync"})
     heldout.write_json(workdir / "report.json", report)
 
 

@@ -21,7 +21,7 @@ from fg3dgs_jax.model import deltas as delta_lib
 from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model import motion
 from fg3dgs_jax.model.hashgrid import GridSpec
-from fg3dgs_jax.training import loop
+from fg3dgs_jax.training import checkpoint, loop
 from fg3dgs_jax.training.step import make_step
 from fg3dgs_jax.types import Condition, Deltas, Label
 
@@ -299,6 +299,33 @@ def test_finished_runs_are_not_trained_again(benchmark, monkeypatch, tmp_path, c
     assert "bigger: fg, regions.face.capacity=99" in capsys.readouterr().out
     with pytest.raises(UserError, match="another command"):
         run_benchmark(benchmark, monkeypatch, tmp_path, *more[:-1], "0.3")
+
+
+def test_rows_continue_from_one_checkpoint(benchmark, monkeypatch, tmp_path, clip):
+    """The same head at the same step under another seed, and `evaluate` is given the judges."""
+    tiny = [f"--config={ROOT}/configs/tiny.py", f"--config.data={clip.path}"]
+    config, _ = cli.parse_train([*tiny, f"--workdir={tmp_path / 'first'}"], "")
+    run = loop.prepare(config, clip, tmp_path / "first")
+    state = loop.first_state(run)
+    start = checkpoint.save(run.workdir, 5, state.replace(step=jnp.int32(5)), loop.info_of(run))
+    benchmark.branch.begin(start, [*tiny, "--config.seed=1"], tmp_path / "second")
+    again, _ = cli.parse_train([*tiny, "--config.seed=1", f"--workdir={tmp_path / 'second'}"], "")
+    expect = loop.info_of(loop.prepare(again, clip, tmp_path / "second"))
+    kept, step, _ = checkpoint.restore_latest(tmp_path / "second", state, expect=expect)
+    assert step == kept.step == 5 and not np.array_equal(kept.key, state.key)
+    jax.tree.map(
+        np.testing.assert_array_equal, (kept.params, kept.opt, kept.pools), (state.params, state.opt, state.pools)
+    )
+
+    begun = []
+    monkeypatch.setattr(benchmark.branch, "begin", lambda folder, arguments, workdir: begun.append(workdir.name))
+    more = ("--only", "fg", "--seeds", "0,1", "--schedule-scale", "0.2", "--score", "sync=x.st", "--start", str(start))
+    ran = run_benchmark(benchmark, monkeypatch, tmp_path, *more)
+    assert begun == ["fg-0", "fg-1"] and [("--sync=x.st" in arguments) for _, arguments in ran] == [False, True] * 2
+    with pytest.raises(UserError, match="another command"):
+        run_benchmark(benchmark, monkeypatch, tmp_path, *more[:-2])
+    with pytest.raises(UserError, match="--start nowhere"):
+        run_benchmark(benchmark, monkeypatch, tmp_path, *more[:-1], "nowhere")
 
 
 def test_a_budget_is_turned_into_steps(benchmark, monkeypatch, tmp_path, clip):

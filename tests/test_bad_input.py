@@ -167,7 +167,7 @@ def saved_run(change=None, damage=None):
         patch.setattr(loop, "first_state", lambda run: {"step": jnp.zeros((), jnp.int32)})
         argv = on_dataset()(folder, patch, dataset)
         config, workdir = cli.parse_train(argv)
-        info = loop._info(loop.prepare(config, train.find_dataset(config, workdir), workdir))
+        info = loop.info_of(loop.prepare(config, train.find_dataset(config, workdir), workdir))
         for step in (1, 2):
             checkpoint.save(workdir, step, {"step": jnp.int32(step)}, change(info) if change else info)
         if damage:
@@ -364,6 +364,7 @@ TRAIN_SYNC = [
     ("no such clip", r"nowhere: no such file", sync_row("nowhere")),
     ("too short a clip", r"has only 25 frames; give a clip of at least 2 s", short_clip),
     ("a silent clip", r"data: its sound is silent", silent_clip),
+    ("no expert to go on from", r"nowhere\.st: no such file", sync_row("--config.init=nowhere.st", "nowhere")),
     ("too wide a network", r"--config\.width=7: must be from", sync_row("--config.width=7.0", "nowhere")),
     ("a shift of nothing", r"--config\.shift=0: must be from 1 to 25", sync_row("--config.shift=0", "nowhere")),
     ("a rate of nothing", r"--config\.rate=0: must be from 1e-06 to 1", sync_row("--config.rate=0.0", "nowhere")),

@@ -38,7 +38,7 @@ def clip(name: str, frames: int, seed: int, told: bool = True) -> SyncClip:
 
 def test_batches_are_stretches_within_their_ranges_and_the_same_again():
     clips = [clip("a", 60, 0), clip("b", 300, 1)]
-    ranges = [(4, 40), (0, 290)]
+    ranges = [np.arange(4, 40), np.arange(290)]
     made = [batch for batch, _ in zip(sync_expert.batches(clips, ranges, RULES), range(40), strict=False)]
     again = next(sync_expert.batches(clips, ranges, RULES))
     jax.tree.map(np.testing.assert_array_equal, made[0], again)
@@ -47,7 +47,7 @@ def test_batches_are_stretches_within_their_ranges_and_the_same_again():
     for batch in made:
         for part in (slice(0, 5), slice(5, 10)):
             starts, (k,) = batch.start[part], set(batch.clip[part].tolist())
-            assert ranges[k][0] <= starts.min() and starts.max() < ranges[k][1]
+            assert set(starts.tolist()) <= set(ranges[k].tolist())
             assert np.ptp(starts) < RULES.span and len(set(starts.tolist())) == 5
             picked.append(k)
         for row, (k, start) in enumerate(zip(batch.clip, batch.start, strict=True)):
@@ -97,11 +97,24 @@ def test_augmented_crops_are_parts_of_the_crops():
 
 def test_what_is_learned_from_and_what_is_held_out_do_not_touch():
     one = clip("a", 104, 0)  # 100 windows
-    (first, stop), held = train_sync.split(one, 0.2)
-    assert (first, stop) == (0, 72) and held.tolist() == list(range(80, 100))
-    assert train_sync.split(one, 0.0)[0] == (0, 100) and not len(train_sync.split(one, 0.0)[1])
+    learned, held = train_sync.split(one, 0.2)
+    assert learned.tolist() == list(range(72)) and held.tolist() == list(range(80, 100))
+    assert train_sync.split(one, 0.0)[0].tolist() == list(range(100)) and not len(train_sync.split(one, 0.0)[1])
     with pytest.raises(UserError, match=r"a: is too short to hold out 0\.2"):
         train_sync.split(clip("a", 14, 0), 0.2)
+
+
+def test_a_datasets_own_split_is_kept():
+    """Windows of training frames alone, and of held-out ones alone; batches may reach over what lies between."""
+    frames = np.arange(100)
+    own = clip("a", 100, 0)._replace(train=(frames < 30) | (frames >= 50), test=(frames >= 36) & (frames < 44))
+    learned, held = train_sync.split(own, 0.2, own=True)
+    assert learned.tolist() == [*range(26), *range(50, 96)] and held.tolist() == [36, 37, 38, 39]
+    batch = next(sync_expert.batches([own], [learned], RULES))
+    assert set(batch.start.tolist()) <= set(learned.tolist())
+    for wrong, words in ((own._replace(train=None), "a: is a video"), (own._replace(train=frames < 4), "nowhere are")):
+        with pytest.raises(UserError, match=words):
+            train_sync.split(wrong, 0.2, own=True)
 
 
 def test_a_clip_too_short_for_an_interval_is_reported_in_json_and_in_a_table(tmp_path):
@@ -143,6 +156,11 @@ def test_the_command_learns_what_can_be_learned_and_finds_nothing_where_nothing_
     assert told["pairs"][1] > 0.6 and told["single"][0] > 0.6
     assert (chance["what"], chance["windows"]) == ("unseen clip", 396) and abs(chance["pairs"][0] - 0.5) < 0.12
     assert chance["level"] == told["level"]
-    judge = judges.load_sync(str(tmp_path / "run" / "sync.safetensors"), "--config.judges.sync")
+    path = str(tmp_path / "run" / "sync.safetensors")
+    further = command(
+        monkeypatch, clips, tmp_path / "more", "--config.steps=2", "--config.rate=1e-6", f"--config.init={path}"
+    )
+    assert further["scores"][0]["pairs"][0] == pytest.approx(told["pairs"][0], abs=0.1)  # it went on from there
+    judge = judges.load_sync(path, "--config.judges.sync")
     windows = sync_expert.take(clips["told"], np.arange(2))[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
     assert judge.see(jnp.asarray(windows) / 255.0).shape == (2, 32)

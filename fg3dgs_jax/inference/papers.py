@@ -26,6 +26,7 @@ from fg3dgs_jax.losses.syncnet import SyncNet
 
 ENOUGH = 1000  # frames from which FID and LSE are taken for granted
 SILENCE = 0.05  # of the loud parts' RMS: quieter frames are silent
+HELD_OUT = "held-out frames"  # the table that every evaluation has
 TRUTH, OURS = "ground truth", "ours"
 # name, for people, decimals, better
 COLUMNS = (

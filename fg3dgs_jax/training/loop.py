@@ -168,7 +168,7 @@ def first_state(run: Run) -> TrainState:
     )
 
 
-def _info(run: Run) -> dict:
+def info_of(run: Run) -> dict:
     """What a checkpoint says about itself: enough to rebuild the head without the config file."""
     return {
         "config": json.loads(run.config.to_json_best_effort()),
@@ -181,7 +181,7 @@ def _info(run: Run) -> dict:
 def train(run: Run, interrupt: Interrupt, track: Progress) -> TrainState:
     """Runs or continues the run to its end and returns the final state. Raises Stopped once saved on request."""
     state = first_state(run)
-    restored = checkpoint.restore_latest(run.workdir, state, expect=_info(run))
+    restored = checkpoint.restore_latest(run.workdir, state, expect=info_of(run))
     if restored is not None:
         state = jax.tree.map(jnp.asarray, restored[0])
         log.info("continuing from step %d", int(state.step))
@@ -199,7 +199,7 @@ def _save(run: Run, state: TrainState) -> None:
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
         # A finite gradient under a broken learning rate; no later step could leave a checkpoint of this.
         raise _not_finite("parameters", int(state.step))
-    checkpoint.save(run.workdir, int(state.step), state, _info(run), keep=run.config.keep)
+    checkpoint.save(run.workdir, int(state.step), state, info_of(run), keep=run.config.keep)
 
 
 def _sampler(run: Run, stage: stages.Stage) -> FrameSampler:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from fg3dgs_jax.data import audio as audio_io
 from fg3dgs_jax.data import face, mel, models, video
@@ -29,11 +30,18 @@ class SyncClip(NamedTuple):
     name: str
     crops: np.ndarray  # u8 [T, 48 + 2 MARGIN, 96 + 2 MARGIN, 3], RGB lower faces
     mel: np.ndarray  # f32 [T, 80, 16], what is heard from each frame on
+    train: np.ndarray | None = None  # bool [T], what its dataset's heads learn from; None: a video
+    test: np.ndarray | None = None  # bool [T], what its dataset holds out
 
     @property
     def starts(self) -> np.ndarray:
         """The frames from which five are there."""
         return np.arange(len(self.crops) - sync.FRAMES + 1)
+
+
+def starts_within(frames: np.ndarray) -> np.ndarray:
+    """The first frames i64 of windows that lie within chosen frames, bool [T]."""
+    return np.flatnonzero(sliding_window_view(frames, sync.FRAMES).all(axis=1))
 
 
 @functools.partial(jax.jit, static_argnames="margin")
@@ -77,7 +85,7 @@ def _from_folder(path: Path) -> SyncClip:
     images = (dataset.pictures(int(i)).image for i in ids)
     crops = crop_faces(images, dataset.face_boxes[ids], MARGIN)
     windows = mel.mel_windows(_sound(dataset.audio_path, path), dataset.num_frames)
-    return SyncClip(path.name, crops, windows[ids])
+    return SyncClip(path.name, crops, windows[ids], *(np.isin(ids, s) for s in (dataset.train_ids, dataset.test_ids)))
 
 
 def _from_video(path: Path, models_folder: str | Path | None) -> SyncClip:

@@ -46,20 +46,19 @@ def take(clip: SyncClip, starts: np.ndarray) -> np.ndarray:
     return clip.crops[np.asarray(starts)[:, None] + np.arange(sync.FRAMES)]
 
 
-def batches(clips: Sequence[SyncClip], ranges: Sequence[tuple[int, int]], rules: SyncRules) -> Iterator[Batch]:
-    """Endless batches of windows whose first frames lie in `ranges` (half-open, one per clip), drawn by the seed.
+def batches(clips: Sequence[SyncClip], learned: Sequence[np.ndarray], rules: SyncRules) -> Iterator[Batch]:
+    """Endless batches of the windows that begin at the frames `learned` (i64 [n] per clip, ascending), by the seed.
 
-    A clip is drawn in proportion to its length.
+    A clip is drawn in proportion to its number of windows.
     """
-    lengths = np.array([max(stop - start, 0) for start, stop in ranges], np.float64)
+    lengths = np.array([len(starts) for starts in learned], np.float64)
     step = 0
     while True:
         rng, parts = np.random.default_rng([rules.seed, step]), []
         for k in rng.choice(len(clips), rules.groups, p=lengths / lengths.sum()):
-            first, stop = ranges[k]
-            span = min(rules.span, stop - first)
-            begin = first + rng.integers(0, stop - first - span + 1)
-            starts = begin + rng.choice(span, min(rules.windows, span), replace=False)
+            span = min(rules.span, len(learned[k]))
+            begin = rng.integers(0, len(learned[k]) - span + 1)
+            starts = learned[k][begin + rng.choice(span, min(rules.windows, span), replace=False)]
             which = np.full(len(starts), k, np.int32)
             parts.append(Batch(take(clips[k], starts), clips[k].mel[starts], which, starts.astype(np.int32)))
         yield Batch(*(np.concatenate(field) for field in zip(*parts, strict=True)))
@@ -117,12 +116,19 @@ def ranking(face: jax.Array, voice: jax.Array, clip: jax.Array, start: jax.Array
 
 def train(
     clips: Sequence[SyncClip],
-    ranges: Sequence[tuple[int, int]],
+    learned: Sequence[np.ndarray],
     rules: SyncRules,
     tell: Callable[[int, float], None] = lambda step, loss: None,
+    begin: sync.Sync | None = None,
 ) -> sync.Sync:
-    """An expert trained for `rules.steps` batches; `tell(step, loss)` hears of every step."""
-    model = sync.SyncExpert(rules.width, rngs=nnx.Rngs(rules.seed))
+    """An expert trained for `rules.steps` of the `batches`; `tell(step, loss)` hears of every step.
+
+    It goes on from the expert `begin`, whose width it keeps, or starts anew.
+    """
+    if begin is None:
+        model = sync.SyncExpert(rules.width, rngs=nnx.Rngs(rules.seed))
+    else:
+        model = nnx.merge(begin.graph, begin.state)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     schedule = optax.warmup_cosine_decay_schedule(0.0, rules.rate, max(rules.steps // 10, 1), max(rules.steps, 2))
     optimizer = optax.adamw(schedule, weight_decay=rules.decay)
@@ -142,7 +148,7 @@ def train(
         updates, opt = optimizer.update(grads, opt, params)
         return optax.apply_updates(params, updates), rest, opt, loss
 
-    for number, batch in zip(range(rules.steps), batches(clips, ranges, rules), strict=False):
+    for number, batch in zip(range(rules.steps), batches(clips, learned, rules), strict=False):
         params, rest, opt, loss = step(params, rest, opt, number, batch)
         tell(number + 1, float(loss))
     return sync.create({name: np.asarray(leaf) for name, leaf in sync.flat(_plain(graph, params, rest)).items()})
