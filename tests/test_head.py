@@ -261,6 +261,19 @@ def test_what_cannot_be_done_as_asked_is_said(head, caplog):
     assert any("the orbit is held to" in record.getMessage() for record in caplog.records)
 
 
+def test_what_is_said_later_is_shown_as_much_later(head):
+    """A/V offset: one part of a sound has the same pictures wherever it is, and others a frame before and after."""
+    random = np.random.default_rng(0)
+    sound = (random.uniform(0, 0.2, 50).repeat(640) * random.standard_normal(50 * 640)).astype(np.float32)
+    still = Control("still", "still")
+    early, late = (np.stack(list(head.speak(np.roll(sound, k * 640), still))).astype(int) for k in (0, 9))
+    middle = early[8:32]  # as far from both ends as anything is heard
+    # Bands are summed in other places of a matrix: a last bit may move a grey level.
+    np.testing.assert_allclose(late[17:41], middle, atol=1)
+    for other in (late[16:40], late[18:42]):
+        assert (np.abs(other - middle).max((1, 2, 3)) > 1).mean() > 0.8
+
+
 @pytest.mark.parametrize("fps", [10.0, 25.0, 30.0, 50.0])
 def test_any_frame_rate_shows_the_same_moments(head, fps):
     sound = (0.1 * np.random.default_rng(0).standard_normal(10_000)).astype(np.float32)  # 15.6 frames
