@@ -22,7 +22,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Kernels are compiled once per instruction set; csrc/isa.h chooses among them at run time.
 ISA_FLAGS = {
     f"csrc/{kernel}_cpu_{isa}.cc": flags
-    for kernel in ("rasterize", "mlp")
+    for kernel in ("rasterize", "mlp", "photo")
     for isa, flags in (("baseline", []), ("avx2", ["-march=x86-64-v3"]), ("avx512", ["-march=x86-64-v4"]))
 }
 # No errno, no traps: without these GCC keeps square roots and selections scalar. NaN and Inf keep their meaning.

@@ -4,8 +4,8 @@
 
 The data is a procedural clip; all slots of the pools are alive, the regions' shares are the config's (face : mouth :
 eyes = 8 : 4 : 2). The head is first trained for a few steps, so that Gaussians have sizes as they occur in a run. The
-native D-SSIM and rasterizer must agree with their pure-JAX twins before anything is timed. --judges times fusion with
-LPIPS (AlexNet) and the alignment stage, whose step renders five frames, with random weights of the published sizes.
+native picture loss and rasterizer must agree with their pure-JAX twins before anything is timed. --judges times fusion
+with LPIPS (AlexNet) and alignment, whose step renders five frames, with random weights of the published sizes.
 """
 
 import argparse
@@ -37,11 +37,16 @@ WARM_STEPS = 40
 def assert_parity() -> None:
     """The native kernels against their twins; rasterizer.py holds the rasterizer's."""
     rasterizer_benchmark.assert_parity()
-    a, b = (jax.random.uniform(jax.random.key(i), (64, 48, 3)) for i in range(2))
-    value, gradient = jax.value_and_grad(image.dssim)(a, b)
-    expected, slopes = jax.value_and_grad(image.dssim_reference)(a, b)
+    rng = np.random.default_rng(0)
+    layer = rng.random((64, 48, 3), np.float32), rng.random((64, 48), np.float32)
+    seen = rng.integers(0, 256, (64, 48, 3), np.uint8), rng.integers(0, 8, (64, 48), np.uint8), np.ones(3, np.float32)
+    given = [*map(jnp.asarray, (*layer, *seen)), jnp.asarray([1.0, 0.2, 0.1])]
+    pulls = [jax.value_and_grad(f, (0, 1), has_aux=True) for f in (image.photo, image.photo_reference)]
+    (value, _), gradients = pulls[0](*given)
+    (expected, _), slopes = pulls[1](*given)
     assert abs(float(value - expected)) < 1e-5
-    assert float(jnp.abs(gradient - slopes).max()) < 1e-4 * float(jnp.abs(slopes).max())
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        assert float(jnp.abs(gradient - slope).max()) < 1e-4 * float(jnp.abs(slope).max())
 
 
 def random_judges(folder: Path) -> dict[str, str]:

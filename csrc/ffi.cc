@@ -1,9 +1,10 @@
 // The CPU's XLA FFI handlers, and the Python module.
 #include <pybind11/pybind11.h>
 
+#include "adam.h"
 #include "cuda_work.h"
-#include "dssim.h"
 #include "ffi_bind.h"
+#include "photo.h"
 
 namespace py = pybind11;
 
@@ -42,13 +43,20 @@ ffi::Error backward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, 
   });
 }
 
-// prediction, target [h, w, c] -> loss [], d loss / d prediction [h, w, c]
-ffi::Error dssim_cpu(ffi::ThreadPool pool, F32 prediction, F32 target, OutF32 loss, OutF32 gradient) {
-  const auto dims = prediction.dimensions();
-  if (dims.size() != 3 || prediction.element_count() == 0 || target.element_count() != prediction.element_count())
-    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "dssim: operands have the wrong shapes");
-  dssim(prediction.typed_data(), target.typed_data(), dims[0], dims[1], dims[2], loss->typed_data(),
-                gradient->typed_data(), make_executor(pool));
+// color [h, w, 3], alpha [h, w], picture [h, w, 3], marks [h, w], background [3], weights [3]
+// -> loss [], terms [5], d loss / d color, d loss / d alpha
+ffi::Error photo_cpu(ffi::ThreadPool pool, F32 color, F32 alpha, U8 picture, U8 marks, F32 background, F32 weights,
+                     OutF32 loss, OutF32 terms, OutF32 d_color, OutF32 d_alpha) {
+  const auto dims = color.dimensions();
+  const int64_t pixels = size_of(alpha);
+  const bool good = dims.size() == 3 && pixels > 0 && dims[0] * dims[1] == pixels && dims[2] == 3 &&
+                    static_cast<int64_t>(picture.element_count()) == 3 * pixels &&
+                    static_cast<int64_t>(marks.element_count()) == pixels && size_of(background) == 3 &&
+                    size_of(weights) == 3 && size_of(*terms) == kPhotoTerms;
+  if (!good) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "photo: operands have the wrong shapes");
+  const Photo p = {color.typed_data(),      alpha.typed_data(),   picture.typed_data(), marks.typed_data(),
+                   background.typed_data(), weights.typed_data(), dims[0],              dims[1]};
+  photo(p, loss->typed_data(), terms->typed_data(), d_color->typed_data(), d_alpha->typed_data(), make_executor(pool));
   return ffi::Error::Success();
 }
 
@@ -104,6 +112,46 @@ ffi::Error mlp_backward_cpu(ffi::ThreadPool pool, F32 x, F32 weights, F32 d_out,
   return ffi::Error::Success();
 }
 
+// control [3]: 1 or 0 whether to step at all, 1 - beta1^step, 1 - beta2^step; then rates, gradient, value, mean, square of
+// every array -> value, mean, square of every array, which are the operands themselves, changed
+ffi::Error adam_cpu(ffi::ThreadPool pool, F32 control, ffi::RemainingArgs arrays, ffi::RemainingRets results,
+                    double beta1, double beta2, float epsilon, ffi::Span<const float> decays) {
+  const ffi::Error wrong(ffi::ErrorCode::kInvalidArgument, "adam: operands do not fit, or are not changed in place");
+  const size_t count = decays.size();
+  if (size_of(control) != 3 || arrays.size() != 5 * count || results.size() != 3 * count) return wrong;
+  std::vector<AdamLeaf> leaves;
+  for (size_t i = 0; i < count; ++i) {
+    const auto rates = arrays.get<F32>(5 * i), gradient = arrays.get<F32>(5 * i + 1);
+    if (!rates.has_value() || !gradient.has_value()) return wrong;
+    AdamLeaf leaf = {rates->typed_data(), gradient->typed_data(), nullptr, nullptr, nullptr,
+                     size_of(*gradient),  size_of(*rates),        decays[i]};
+    float** const in_place[3] = {&leaf.value, &leaf.mean, &leaf.square};
+    for (size_t k = 0; k < 3; ++k) {
+      const auto from = arrays.get<F32>(5 * i + 2 + k);
+      auto to = results.get<F32>(3 * i + k);
+      if (!from.has_value() || !to.has_value() || size_of(*from) != leaf.size || size_of(**to) != leaf.size ||
+          from->typed_data() != (*to)->typed_data())
+        return wrong;
+      *in_place[k] = (*to)->typed_data();
+    }
+    if (leaf.period < 1 || leaf.size % leaf.period) return wrong;
+    leaves.push_back(leaf);
+  }
+  const float* c = control.typed_data();
+  if (c[0] != 0.0f) adam({beta1, beta2, epsilon, c[1], c[2]}, leaves.data(), count, make_executor(pool));
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER(kAdamCpu, adam_cpu,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<F32>()
+                           .RemainingArgs()
+                           .RemainingRets()
+                           .Attr<double>("beta1")
+                           .Attr<double>("beta2")
+                           .Attr<float>("epsilon")
+                           .Attr<ffi::Span<const float>>("decays"));
 XLA_FFI_DEFINE_HANDLER(kMlpForwardCpu, mlp_forward_cpu,
                        ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Ret<F32>().Attr<
                            ffi::Span<const int32_t>>("sizes"));
@@ -112,8 +160,19 @@ XLA_FFI_DEFINE_HANDLER(kMlpBackwardCpu, mlp_backward_cpu,
                            ffi::Span<const int32_t>>("sizes"));
 XLA_FFI_DEFINE_HANDLER(kForwardCpu, forward_cpu, bind_forward(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()));
 XLA_FFI_DEFINE_HANDLER(kBackwardCpu, backward_cpu, bind_backward(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()));
-XLA_FFI_DEFINE_HANDLER(kDssimCpu, dssim_cpu,
-                       ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>());
+XLA_FFI_DEFINE_HANDLER(kPhotoCpu, photo_cpu,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<F32>()
+                           .Arg<F32>()
+                           .Arg<U8>()
+                           .Arg<U8>()
+                           .Arg<F32>()
+                           .Arg<F32>()
+                           .Ret<F32>()
+                           .Ret<F32>()
+                           .Ret<F32>()
+                           .Ret<F32>());
 
 XLA_FFI_DEFINE_HANDLER(kGridEncodeCpu, grid_encode_cpu,
                        bind_grid(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Ret<F32>()));
@@ -127,7 +186,8 @@ py::list registrations() {
   std::vector<Registration> all = {
       {"fg3dgs_rasterize_forward", "cpu", kForwardCpu},
       {"fg3dgs_rasterize_backward", "cpu", kBackwardCpu},
-      {"fg3dgs_dssim", "cpu", kDssimCpu},
+      {"fg3dgs_photo", "cpu", kPhotoCpu},
+      {"fg3dgs_adam", "cpu", kAdamCpu},
       {"fg3dgs_mlp_forward", "cpu", kMlpForwardCpu},
       {"fg3dgs_mlp_backward", "cpu", kMlpBackwardCpu},
       {"fg3dgs_grid_encode", "cpu", kGridEncodeCpu},
@@ -166,7 +226,7 @@ std::vector<Registration> cuda_registrations() { return {}; }
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of fg3dgs_jax, as XLA FFI targets.";
-  m.attr("INTERFACE") = 4;  // as in fg3dgs_jax/native.py
+  m.attr("INTERFACE") = 5;  // as in fg3dgs_jax/native.py
   m.def("registrations", &fg3dgs::registrations);
   m.def("cuda_workspace_bytes", &fg3dgs::cuda_workspace_bytes, py::arg("n"), py::arg("channels"), py::arg("sh_count"),
         py::arg("width"), py::arg("height"), py::arg("max_pairs"), py::arg("backward"), py::arg("deterministic"));

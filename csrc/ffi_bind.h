@@ -17,6 +17,7 @@ namespace fg3dgs {
 namespace ffi = xla::ffi;
 
 using F32 = ffi::Buffer<ffi::F32>;
+using U8 = ffi::Buffer<ffi::U8>;
 using OutF32 = ffi::Result<ffi::Buffer<ffi::F32>>;
 using OutI32 = ffi::Result<ffi::Buffer<ffi::S32>>;
 

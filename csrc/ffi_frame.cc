@@ -5,8 +5,6 @@
 namespace fg3dgs {
 namespace {
 
-using U8 = ffi::Buffer<ffi::U8>;
-
 // backdrop [h, w, 3 or 4], viewmat, intrinsics, then five arrays per layer -> picture like the backdrop
 ffi::Error paint_cpu(ffi::ThreadPool pool, U8 backdrop, F32 viewmat, F32 intrinsics, ffi::RemainingArgs arrays,
                      ffi::Result<U8> out, float near_plane) {

@@ -2,14 +2,14 @@
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import jax
 
 from fg3dgs_jax.errors import UserError
 
-INTERFACE = 4  # of the binary: counts up with every change that Python must know of (csrc/ffi.cc)
+INTERFACE = 5  # of the binary: counts up with every change that Python must know of (csrc/ffi.cc)
 
 
 @functools.cache
@@ -49,10 +49,21 @@ def check_platform() -> None:
         )
 
 
-def call(name: str, results: Sequence[jax.ShapeDtypeStruct], operands: Sequence[jax.Array], **attributes) -> tuple:
-    """One FFI call. `sequential` under vmap: every member of a batch is a whole call, with all threads at work."""
+def call(
+    name: str,
+    results: Sequence[jax.ShapeDtypeStruct],
+    operands: Sequence[jax.Array],
+    aliases: Mapping[int, int] | None = None,
+    **attributes,
+) -> tuple:
+    """One FFI call. `sequential` under vmap: every member of a batch is a whole call, with all threads at work.
+
+    aliases: operand -> the result that is the same memory, changed in place; XLA copies where somebody still reads it.
+    """
     binary()
-    outputs = jax.ffi.ffi_call(name, results, vmap_method="sequential")(*operands, **attributes)
+    outputs = jax.ffi.ffi_call(name, results, vmap_method="sequential", input_output_aliases=dict(aliases or {}))(
+        *operands, **attributes
+    )
     axes = varying_axes(operands)  # inside shard_map an FFI call's raw outputs count as equal on all devices
     return tuple(jax.lax.pcast(x, axes, to="varying") for x in outputs) if axes else tuple(outputs)
 

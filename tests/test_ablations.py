@@ -214,7 +214,7 @@ def test_opacity_and_colour_reach_the_picture():
 
 
 def test_penalties_of_one_number_a_gaussian():
-    view = terms.RegionView(*[None] * 5, Deltas(jnp.zeros((4, 3)), opacities=jnp.asarray([1.0, -3.0, 9.0, 9.0])),
+    view = terms.RegionView(*[None] * 6, Deltas(jnp.zeros((4, 3)), opacities=jnp.asarray([1.0, -3.0, 9.0, 9.0])),
                             jnp.asarray([True, True, False, False]), {})  # fmt: skip
     assert float(terms.REGION_TERMS["delta_opacities"](view)) == 2.0
     assert float(terms.REGION_TERMS["delta_colors"](view)) == 0.0

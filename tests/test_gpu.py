@@ -144,10 +144,12 @@ def test_grid_equals_its_twin(spec):
         assert np.linalg.norm(np.asarray(a) - b) <= 1e-4 * np.linalg.norm(b)  # cells are known to 3e-5 of their size
 
 
-def test_dssim_equals_the_cpu():
-    a, b = (np.random.default_rng(i).uniform(size=(64, 48, 3)).astype(np.float32) for i in range(2))
-    pull = jax.value_and_grad(image.dssim)
-    for x, y in zip(jax.jit(pull)(a, b), on_cpu(pull, a, b), strict=True):
+def test_photo_equals_the_cpu():
+    rng = np.random.default_rng(0)
+    layer = rng.random((64, 48, 3), np.float32), rng.random((64, 48), np.float32)
+    seen = rng.integers(0, 256, (64, 48, 3), np.uint8), rng.integers(0, 8, (64, 48), np.uint8), np.ones(3, np.float32)
+    pull = jax.value_and_grad(lambda *layer: image.photo(*layer, *seen, (1.0, 0.2, 0.1)), (0, 1), has_aux=True)
+    for x, y in zip(jax.tree.leaves(jax.jit(pull)(*layer)), jax.tree.leaves(on_cpu(pull, *layer)), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5 * float(np.abs(y).max()) + 1e-6)
 
 

@@ -221,20 +221,32 @@ def test_grid_equals_plain_jax(grid):
 
 
 @checked
-@given(shape=st.tuples(st.integers(1, 70), st.integers(1, 40), st.integers(1, 4)), contrast=st.floats(0, 1), seed=SEEDS)
-def test_dssim_equals_plain_jax(shape, contrast, seed):
-    """From flat images, whose variances are all rounding, to noise."""
+@given(shape=st.tuples(st.integers(1, 150), st.integers(1, 140)), contrast=st.floats(0, 1), seed=SEEDS)
+def test_photo_equals_plain_jax(shape, contrast, seed):
+    """From flat images, whose variances are all rounding, to noise; tiles and their borders of every size."""
     rng = np.random.default_rng(seed)
     level = rng.uniform(0, 1 - contrast)
-    a, b = (jnp.asarray(level + contrast * rng.random(shape), jnp.float32) for _ in range(2))
-    value, gradient = jax.value_and_grad(image.dssim)(a, b)
-    twin = jax.jit(jax.value_and_grad(image.dssim_reference), compiler_options=FAST)
+    color = np.float32(level + contrast * rng.random((*shape, 3)))
+    picture = np.uint8(255 * (level + contrast * rng.random((*shape, 3))))
+    operands = (
+        color,
+        rng.random(shape, np.float32),
+        picture,
+        rng.integers(0, 8, shape, np.uint8),
+        rng.random(3, np.float32),
+    )
+    weights = rng.dirichlet((1, 1, 1))
+    (loss, terms), slopes = jax.value_and_grad(image.photo, (0, 1), has_aux=True)(*map(jnp.asarray, operands), weights)
+    twin = jax.jit(jax.value_and_grad(image.photo_reference, (0, 1), has_aux=True), compiler_options=FAST)
     with jax.enable_x64(True):
-        want, slopes = map(np.asarray, twin(np.asarray(a, np.float64), np.asarray(b, np.float64)))
+        floats = [np.asarray(x, np.float64) if x.dtype == np.float32 else x for x in (*operands, weights)]
+        (want, values), twins = jax.tree.map(np.asarray, twin(*floats))
     # Means of squares below 1 are known to some 1e-7; what is left of them is divided by the variances + C2.
     noise = 1e-6 / (contrast**2 / 6 + image.SSIM_C2)
-    np.testing.assert_allclose(value, want, rtol=0, atol=noise)
-    np.testing.assert_allclose(gradient, slopes, rtol=0, atol=10 * noise * max(np.abs(slopes).max(), 1 / gradient.size))
+    np.testing.assert_allclose(loss, want, rtol=0, atol=noise)
+    np.testing.assert_allclose(terms, values, rtol=1e-4, atol=noise)
+    for slope, other in zip(slopes, twins, strict=True):
+        np.testing.assert_allclose(slope, other, rtol=0, atol=10 * noise * max(np.abs(other).max(), 1 / color.size))
 
 
 @checked
@@ -280,8 +292,10 @@ def digests() -> list[str]:
         add(hashgrid_native.backward_tables(positions, cotangent, spec))
         add(hashgrid_native.backward_positions(tables, positions, cotangent, spec))
         rng = np.random.default_rng(seed)
-        a, b = (jnp.asarray(rng.random((140, 50, 3)), jnp.float32) for _ in range(2))
-        add(*jax.value_and_grad(image.dssim)(a, b))
+        color, opacity = (jnp.asarray(rng.random(shape), jnp.float32) for shape in ((140, 300, 3), (140, 300)))
+        picture, marks = (jnp.asarray(rng.integers(0, 256, x.shape), jnp.uint8) for x in (color, opacity))
+        pull = jax.value_and_grad(image.photo, (0, 1), has_aux=True)
+        add(*jax.tree.leaves(pull(color, opacity, picture, marks, jnp.ones(3), (1.0, 0.2, 0.1))))
         x, weights = (
             jnp.asarray(rng.normal(size=(9, 2000)), jnp.float32),
             jnp.asarray(rng.normal(size=9 * 5), jnp.float32),

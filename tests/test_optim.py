@@ -77,3 +77,65 @@ def test_every_parameter_belongs_to_exactly_one_group():
     with pytest.raises(UserError, match="not to one"):
         optim.group_of("face/motion/x", {**GROUPS, "again": optim.Group(r"face/.*")})
     assert "face/gaussians/means" in optim.paths(params())
+
+
+def leaves(seed, decays=(0.0, 0.1, 0.0, 0.0)):
+    """Arrays of several sizes in the middle of a run, one with rates along an axis, one empty."""
+    rng = np.random.default_rng(seed)
+    shapes = (2000, 9, 3), (50_001,), (3, 700), (0, 3)
+    rates = jnp.float32([1.0, *[0.05] * 8])[None, :, None], jnp.float32(1e-2), jnp.float32(3.0), jnp.float32(1.0)
+
+    def draw(shape):
+        value, slope, mean = (rng.normal(size=shape) * 10.0 ** rng.uniform(-6, 1, shape) for _ in range(3))
+        return (jnp.asarray(x, jnp.float32) for x in (slope, value, mean, mean**2 * rng.uniform(1, 3, shape)))
+
+    return [optim.Leaf(r, *draw(s), d) for r, s, d in zip(rates, shapes, decays, strict=True)]
+
+
+@pytest.mark.parametrize("count", [1, 700])
+def test_native_step_equals_optax(count):
+    """Some ten roundings of float32 each, beside moments that may cancel."""
+    given, adam = leaves(count), optim.ADAMS["gaussians"]
+    steps = jnp.int32(count), jnp.asarray(True)
+    got = jax.jit(lambda: optim.descend(adam, given, *steps))()
+    arrays, decays = [leaf[:-1] for leaf in given], [leaf.decay for leaf in given]
+    want = jax.jit(lambda: optim.descend_reference(adam, decays, arrays, *steps))()
+    for leaf, new, twin in zip(given, got, want, strict=True):
+        for k, name in enumerate(("value", "mean", "square")):
+            parts = leaf.rates if k == 0 else leaf.gradient**k  # what the new one is a sum of, but for the old one
+            limits = 3e-6 * (np.abs(leaf[k + 2]) + np.abs(parts)) + 1e-30
+            assert np.all(np.abs(np.asarray(new[k]) - twin[k]) <= limits), (leaf.value.shape, name)
+
+
+def test_a_step_that_is_not_good_changes_nothing():
+    given = leaves(0)
+    for new, leaf in zip(
+        optim.descend(optim.ADAMS["motion"], given, jnp.int32(3), jnp.asarray(False)), given, strict=True
+    ):
+        for after, before in zip(new, leaf[2:5], strict=True):
+            np.testing.assert_array_equal(after, before)
+    values = params()
+    bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), values)
+    rates = optim.Rates(GROUPS, {"means": (1e-2, 1e-2)}, extent=0.5, sh_rest=1.0)
+    new, opt = optim.apply(values, bad, optim.init(values), 0.0, rates, False)
+    jax.tree.map(np.testing.assert_array_equal, new, values)
+    assert int(opt["gaussians"].count) == 0
+
+
+def test_the_step_changes_donated_arrays_in_place():
+    """No copy of what a step owns: its results are where its operands were."""
+    given = leaves(0)[:2]
+
+    def step(owned, lent):
+        both = [optim.Leaf(*read, *own, 0.0) for read, own in zip(lent, owned, strict=True)]
+        return optim.descend(optim.ADAMS["motion"], both, jnp.int32(3), jnp.asarray(True))
+
+    owned, lent = [leaf[2:5] for leaf in given], [leaf[:2] for leaf in given]
+    compiled = jax.jit(step, donate_argnums=0).lower(owned, lent).compile()
+    assert " copy(" not in compiled.as_text()
+
+
+def test_descend_lowers_for_cuda():
+    given = leaves(0)
+    step = jax.jit(lambda: optim.descend(optim.ADAMS["motion"], given, jnp.int32(3), jnp.asarray(True)))
+    assert "fg3dgs_adam" not in step.trace().lower(lowering_platforms=("cuda",)).as_text()

@@ -122,8 +122,10 @@ def frame(source: Frame, plan: Plan) -> dict[str, np.ndarray]:
     }
     if not plan.judges_frames:
         for name, (view, window) in _views(source, plan).items():
-            found[f"views.{name}.image"] = view.target
-            found[f"views.{name}.inside"], found[f"views.{name}.outside"] = view.inside, view.outside
+            found[f"views.{name}.image"] = view.beside()[1]
+            found[f"views.{name}.inside"], found[f"views.{name}.outside"] = (
+                np.float32(mask) for mask in (view.inside, view.outside)
+            )
             found[f"views.{name}.origin"] = np.float32([0, 0, window.col, window.row])
     return {name: np.array(value, order="C") for name, value in found.items()}
 

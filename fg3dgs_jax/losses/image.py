@@ -3,6 +3,10 @@
 All take float images in [0, 1]; `weight` [H, W] selects the pixels that count.
 """
 
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,38 +54,9 @@ def ssim_map(a: jax.Array, b: jax.Array) -> jax.Array:
     return luminance * (2.0 * covariance + SSIM_C2) / (variances + SSIM_C2)
 
 
-def dssim_reference(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """`dssim` in plain JAX: the specification of the native kernel, and the way on other devices than the CPU."""
-    return 1.0 - ssim_map(prediction, target).mean()
-
-
 def dssim(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """1 - mean SSIM of two float32 [H, W, C] images, in [0, 2]. Differentiable by the prediction only."""
-    return _dssim(prediction, jax.lax.stop_gradient(target))
-
-
-@jax.custom_vjp
-def _dssim(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    return _dssim_forward(prediction, target)[0]
-
-
-def _dssim_forward(prediction: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Value and gradient in one pass, whichever platform this is lowered for."""
-    return jax.lax.platform_dependent(
-        prediction, target, cpu=_dssim_native, default=jax.value_and_grad(dssim_reference)
-    )
-
-
-def _dssim_native(prediction: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    results = [jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct(prediction.shape, jnp.float32)]
-    return native.call("fg3dgs_dssim", results, (prediction, target))
-
-
-def _dssim_backward(gradient: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    return cotangent * gradient, None
-
-
-_dssim.defvjp(_dssim_forward, _dssim_backward)
+    """1 - mean SSIM of two [H, W, C] images, in [0, 2]."""
+    return 1.0 - ssim_map(prediction, target).mean()
 
 
 def alpha(rendered: jax.Array, inside: jax.Array, outside: jax.Array) -> jax.Array:
@@ -97,3 +72,104 @@ def mean_abs(values: jax.Array | None, alive: jax.Array) -> jax.Array:
         return jnp.zeros(())
     total = jnp.where(alive[:, None], jnp.abs(values), 0.0).sum()
     return total / jnp.maximum(alive.sum() * values.shape[-1], 1.0)
+
+
+class Marks(enum.IntFlag):
+    """Bits of a pixel's mark, u8, for `photo`."""
+
+    INSIDE = 1  # its target is the picture; elsewhere it is the background
+    OUTSIDE = 2  # must stay empty; what is neither inside nor outside is not judged
+    COUNTED = 4  # for the squared error
+
+
+class Photo(NamedTuple):
+    """What `photo` reports of a layer, unweighted; no gradient flows through it. All f32 []."""
+
+    l1: jax.Array
+    dssim: jax.Array
+    alpha: jax.Array
+    error: jax.Array  # sum of squared errors of the counted pixels, prediction clipped to [0, 1]
+    count: jax.Array  # number of counted pixels
+
+
+def photo(
+    color: jax.Array,
+    opacity: jax.Array,
+    picture: jax.Array,
+    marks: jax.Array,
+    background: jax.Array,
+    weights: Sequence[float],
+) -> tuple[jax.Array, Photo]:
+    """A layer over a background beside its picture: the weighted sum of L1, D-SSIM and the alpha term, and what it is
+    the sum of. Differentiable by the layer only: value and gradient come of one pass.
+
+    color f32 [H, W, 3] premultiplied by opacity [H, W]; picture u8 [H, W, 3]; marks u8 [H, W], bits of `Marks`;
+    background f32 [3]; weights of the three terms.
+    """
+    given = jax.lax.stop_gradient((picture, marks, background, jnp.asarray(weights, jnp.float32)))
+    loss, values = _photo(color, opacity, *given)
+    return loss, Photo(*jax.lax.stop_gradient(values))
+
+
+def photo_reference(
+    color: jax.Array,
+    opacity: jax.Array,
+    picture: jax.Array,
+    marks: jax.Array,
+    background: jax.Array,
+    weights: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """`photo` in plain JAX: the specification of the native kernel, and the way on other devices than the CPU.
+
+    Returns the loss and f32 [5], the fields of `Photo`.
+    """
+    inside, outside, counted = ((marks & jnp.uint8(bit)) != 0 for bit in Marks)
+    prediction, target = beside(color, opacity, picture, inside, outside, background)
+    terms = jnp.stack([l1(prediction, target), dssim(prediction, target), alpha(opacity, 1.0 * inside, 1.0 * outside)])
+    error = (((jnp.clip(prediction, 0.0, 1.0) - target) ** 2).sum(-1) * counted).sum()
+    return weights @ terms, jnp.concatenate([terms, jnp.stack([error, 1.0 * counted.sum()])])
+
+
+def beside(
+    color: jax.Array,
+    opacity: jax.Array,
+    picture: jax.Array,
+    inside: jax.Array,
+    outside: jax.Array,
+    background: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Prediction and target f32 [H, W, 3]: the layer, and the picture `inside`, over a background f32 [3].
+
+    Where a pixel is neither `inside` nor `outside`, bool [H, W], the prediction is the target.
+    """
+    target = jnp.where(inside[..., None], picture.astype(jnp.float32) / 255.0, background)
+    prediction = color + (1.0 - opacity)[..., None] * background
+    return jnp.where((inside | outside)[..., None], prediction, target), target
+
+
+@jax.custom_vjp
+def _photo(*operands: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _photo_forward(*operands)[0]
+
+
+def _photo_forward(*operands: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Value and gradient, whichever platform this is lowered for."""
+    loss, values, *slopes = jax.lax.platform_dependent(*operands, cpu=_photo_native, default=_photo_plain)
+    return (loss, values), tuple(slopes)
+
+
+def _photo_native(*operands: jax.Array) -> tuple[jax.Array, ...]:
+    shapes = [(), (len(Photo._fields),), operands[0].shape, operands[1].shape]
+    return native.call("fg3dgs_photo", [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes], operands)
+
+
+def _photo_plain(*operands: jax.Array) -> tuple[jax.Array, ...]:
+    (loss, values), slopes = jax.value_and_grad(photo_reference, (0, 1), has_aux=True)(*operands)
+    return loss, values, *slopes
+
+
+def _photo_backward(slopes: tuple[jax.Array, jax.Array], cotangents: tuple[jax.Array, jax.Array]) -> tuple:
+    return *(cotangents[0] * slope for slope in slopes), None, None, None, None
+
+
+_photo.defvjp(_photo_forward, _photo_backward)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from fg3dgs_jax.data.sampling import METRICS
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.losses import sync
-from fg3dgs_jax.losses.terms import FRAME_TERMS, REGION_TERMS, SNIPPET_TERMS
+from fg3dgs_jax.losses.terms import FRAME_NAMES, REGION_NAMES, SNIPPET_TERMS
 from fg3dgs_jax.model.render import RasterOptions
 from fg3dgs_jax.training.stages import Stage, head_spec, tasks
 
@@ -81,7 +81,7 @@ def _check_stage(config: ConfigDict, name: str) -> None:
     entry, field = config.stages[name], f"--config.stages.{name}"
     if entry.densify.kind not in KINDS_OF_DENSIFYING:
         raise UserError(f"{field}.densify.kind: {entry.densify.kind!r} is none of {', '.join(KINDS_OF_DENSIFYING)}.")
-    known = {*REGION_TERMS, *FRAME_TERMS, *(SNIPPET_TERMS if entry.frames > 1 else ())}
+    known = {*REGION_NAMES, *FRAME_NAMES, *(SNIPPET_TERMS if entry.frames > 1 else ())}
     for term in entry.weights:
         if term not in known:
             raise UserError(f"{field}.weights.{term}: no such loss term; there are {', '.join(sorted(known))}.")

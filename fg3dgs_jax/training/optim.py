@@ -4,13 +4,17 @@ The moments of the Gaussians mirror their parameters, so that densification move
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from fg3dgs_jax import native
 from fg3dgs_jax.errors import UserError
 
 
@@ -23,11 +27,23 @@ class Group:
     per_extent: bool = False  # rates are multiplied by the head's radius
 
 
+class Adam(NamedTuple):
+    """Which Adam a kind of parameters has."""
+
+    beta1: float
+    beta2: float
+    epsilon: float
+
+    @property
+    def plain(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=self.epsilon)
+
+
 ADAMS = {
-    "gaussians": optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-15),  # 3DGS
+    "gaussians": Adam(0.9, 0.999, 1e-15),  # 3DGS
     # TG: AdamW (0.9, 0.99). Gradients of a grid that starts at 1e-4 are far below the usual eps of 1e-8: with that one
     # the mouth's attention does not learn at all.
-    "motion": optax.scale_by_adam(b1=0.9, b2=0.99, eps=1e-15),
+    "motion": Adam(0.9, 0.99, 1e-15),
 }
 
 
@@ -39,7 +55,7 @@ def split(params: Mapping) -> dict[str, dict]:
 def init(params: Mapping) -> dict:
     """Zero moments for all parameters."""
     parts = split(params)
-    return {kind: adam.init(parts[kind]) for kind, adam in ADAMS.items()}
+    return {kind: adam.plain.init(parts[kind]) for kind, adam in ADAMS.items()}
 
 
 def _name(path: tuple) -> str:
@@ -96,35 +112,100 @@ def freeze(params: Mapping, rates: Rates) -> dict:
     return jax.tree_util.tree_map_with_path(hold, dict(params))
 
 
-def apply(params: Mapping, grads: Mapping, opt: Mapping, progress: jax.Array, rates: Rates) -> tuple[dict, dict]:
-    """One optimizer step at `progress` in [0, 1] of the stage. Frozen leaves keep their values and moments."""
+class Leaf(NamedTuple):
+    """An array that learns, and all that its step depends on."""
+
+    rates: jax.Array  # broadcastable to the others
+    gradient: jax.Array
+    value: jax.Array
+    mean: jax.Array  # moments
+    square: jax.Array
+    decay: float
+
+
+def apply(
+    params: Mapping, grads: Mapping, opt: Mapping, progress: jax.Array, rates: Rates, good: jax.Array | bool = True
+) -> tuple[dict, dict]:
+    """One optimizer step at `progress` in [0, 1] of the stage. Frozen leaves keep their values and moments.
+
+    good bool []: where it is false nothing changes.
+    """
+    good = jnp.asarray(good)
     new_params = {region: {} for region in params}
     new_opt = {}
     for kind, adam in ADAMS.items():
         flat, treedef = jax.tree_util.tree_flatten_with_path(split(params)[kind])
-        names = [f"{_name(path[:1])}/{kind}/{_name(path[1:])}" for path, _ in flat]
         values = [value for _, value in flat]
-        lrs = [rates.of(name, value, progress) for name, value in zip(names, values, strict=True)]
-        decays = [rates.groups[group_of(name, rates.groups)].decay for name in names]
-        if all(lr is None for lr in lrs):
-            moved, new_opt[kind] = values, opt[kind]
+        moments = jax.tree.leaves(opt[kind].mu), jax.tree.leaves(opt[kind].nu)
+        slopes, learning = jax.tree.leaves(split(grads)[kind]), {}
+        for i, (path, value) in enumerate(flat):
+            name = f"{_name(path[:1])}/{kind}/{_name(path[1:])}"
+            lr = rates.of(name, value, progress)
+            if lr is not None:
+                decay = rates.groups[group_of(name, rates.groups)].decay
+                learning[i] = Leaf(lr, slopes[i], value, moments[0][i], moments[1][i], decay)
+        if learning:
+            count = optax.safe_increment(opt[kind].count)
+            moved = descend(adam, list(learning.values()), count, good)
+            for i, new in zip(learning, moved, strict=True):
+                values[i], moments[0][i], moments[1][i] = new
+            mu, nu = (jax.tree.unflatten(treedef, leaves) for leaves in moments)
+            new_opt[kind] = opt[kind]._replace(count=jnp.where(good, count, opt[kind].count), mu=mu, nu=nu)
         else:
-            directions, state = adam.update(split(grads)[kind], opt[kind])
-            new_opt[kind] = _thaw(state, opt[kind], [lr is not None for lr in lrs])
-            moved = [
-                value if lr is None else value - lr * (direction + decay * value)
-                for value, lr, decay, direction in zip(values, lrs, decays, jax.tree.leaves(directions), strict=True)
-            ]
-        for region, tree in jax.tree.unflatten(treedef, moved).items():
+            new_opt[kind] = opt[kind]
+        for region, tree in jax.tree.unflatten(treedef, values).items():
             new_params[region][kind] = tree
     return new_params, new_opt
 
 
-def _thaw(state: optax.ScaleByAdamState, old: optax.ScaleByAdamState, learns: list[bool]) -> optax.ScaleByAdamState:
-    """The new moments where a leaf learns, the old ones where it is frozen."""
+def descend(adam: Adam, leaves: list[Leaf], count: jax.Array, good: jax.Array) -> list[tuple[jax.Array, ...]]:
+    """Value and moments of each leaf after the step that makes `count` of them; as they were where not `good`.
 
-    def choose(new, kept):
-        leaves = [n if on else k for on, n, k in zip(learns, jax.tree.leaves(new), jax.tree.leaves(kept), strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(new), leaves)
+    On a CPU one native pass changes all of them in place.
+    """
+    decays = [leaf.decay for leaf in leaves]
+    arrays = [leaf[:-1] for leaf in leaves]
+    return jax.lax.platform_dependent(
+        arrays,
+        count,
+        good,
+        cpu=functools.partial(_descend_native, adam, decays),
+        default=functools.partial(descend_reference, adam, decays),
+    )
 
-    return state._replace(mu=choose(state.mu, old.mu), nu=choose(state.nu, old.nu))
+
+def descend_reference(
+    adam: Adam, decays: list[float], arrays: list[tuple[jax.Array, ...]], count: jax.Array, good: jax.Array
+) -> list[tuple[jax.Array, ...]]:
+    """`descend` by optax, the specification; `arrays` are the leaves without their `decays`."""
+    rates, slopes, values, means, squares = zip(*arrays, strict=True)
+    state = optax.ScaleByAdamState(count - 1, list(means), list(squares))
+    directions, state = adam.plain.update(list(slopes), state)
+    moved = [v - r * (d + decay * v) for v, r, d, decay in zip(values, rates, directions, decays, strict=True)]
+    new = zip(moved, state.mu, state.nu, strict=True)
+    return jax.tree.map(functools.partial(jnp.where, good), list(new), list(zip(values, means, squares, strict=True)))
+
+
+def _descend_native(
+    adam: Adam, decays: list[float], arrays: list[tuple[jax.Array, ...]], count: jax.Array, good: jax.Array
+) -> list[tuple[jax.Array, ...]]:
+    left = [1.0 - beta**count for beta in (adam.beta1, adam.beta2)]
+    operands, results, aliases = [jnp.stack([good.astype(jnp.float32), *left])], [], {}
+    for rates, *rest in arrays:
+        if rates.ndim:  # repeats along the first axis
+            rates = jnp.broadcast_to(rates, (1, *rest[0].shape[1:]))
+        operands += [rates.reshape(-1), *rest]
+        for at in (-3, -2, -1):
+            aliases[len(operands) + at] = len(results)
+            results.append(jax.ShapeDtypeStruct(rest[0].shape, jnp.float32))
+    moved = native.call(
+        "fg3dgs_adam",
+        results,
+        operands,
+        aliases,
+        beta1=np.float64(adam.beta1),
+        beta2=np.float64(adam.beta2),
+        epsilon=np.float32(adam.epsilon),
+        decays=np.float32(decays),
+    )
+    return list(zip(moved[::3], moved[1::3], moved[2::3], strict=True))

@@ -42,8 +42,7 @@ class Plan:
     @property
     def judges_frames(self) -> bool:
         """Whether any loss term looks at the finished frame."""
-        whole = {**loss_terms.FRAME_TERMS, **loss_terms.SNIPPET_TERMS}
-        return any(term in whole for term in self.stage.weights)
+        return any(loss_terms.of_frames(term) for term in self.stage.weights)
 
     @property
     def whole(self) -> bool:
@@ -56,10 +55,10 @@ class Plan:
     @property
     def term_names(self) -> tuple[str, ...]:
         """Names behind `TrainState.trouble`: term i is trouble i + 1."""
-        region = [f"{r}/{t}" for r in self.tasks for t in self.stage.weights if t in loss_terms.REGION_TERMS]
-        frame = [t for t in self.stage.weights if t in loss_terms.FRAME_TERMS]
-        snippet = [t for t in self.stage.weights if t in loss_terms.SNIPPET_TERMS]
-        return (*region, *frame, *snippet, "gradient")
+        frame = [t for t in self.stage.weights if loss_terms.of_frames(t)]
+        region = [f"{r}/{t}" for r in self.tasks for t in self.stage.weights if t not in frame]
+        snippet = [t for t in frame if t in loss_terms.SNIPPET_TERMS]
+        return (*region, *(t for t in frame if t not in snippet), *snippet, "gradient")
 
 
 class Seen(NamedTuple):
@@ -119,23 +118,21 @@ def judge(
     """The weighted loss of one frame, its terms by name, PSNR, and the finished frame where it is looked at."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     backgrounds = jax.random.uniform(key, (len(layers), 3))
-    values, loss, views, picture = {}, jnp.zeros(()), [], None
+    values, loss, photos, picture = {}, jnp.zeros(()), [], None
     for i, (region, layer) in enumerate(zip(plan.spec.regions, layers, strict=True)):
         task, alive = plan.tasks[region.name], state.pools[region.name].alive
         view = region_view(layer, alive, frame, task, window_of(task, frame, plan.whole), backgrounds[i], judges)
-        views.append((view.prediction, view.target, view.inside))
-        for term, weight in plan.stage.weights.items():
-            if term in loss_terms.REGION_TERMS:
-                values[f"{region.name}/{term}"] = loss_terms.REGION_TERMS[term](view)
-                loss += weight * values[f"{region.name}/{term}"]
+        part, terms, photo = loss_terms.judged(view, plan.stage.weights)
+        photos.append(photo)
+        loss += part
+        values |= {f"{region.name}/{term}": value for term, value in terms.items()}
     if plan.judges_frames:
         view = frame_view(layers, frame, judges, jax.random.fold_in(key, frame.index))
-        views, picture = [(view.prediction, view.target, view.head)], view.prediction
-        for term, weight in plan.stage.weights.items():
-            if term in loss_terms.FRAME_TERMS:
-                values[term] = loss_terms.FRAME_TERMS[term](view)
-                loss += weight * values[term]
-    return loss, values, loss_terms.psnr(views), picture
+        part, terms, photo = loss_terms.judged(view, plan.stage.weights)
+        photos, picture = [photo], view.prediction
+        loss += part
+        values |= terms
+    return loss, values, loss_terms.psnr(photos), picture
 
 
 def see_frame(
@@ -206,32 +203,35 @@ def make_step(plan: Plan):
         trouble = _trouble(plan, seen.terms, (grads, screen), seen.pairs)
 
         progress = (state.step - plan.stage.start) / max(plan.stage.steps - 1, 1)
-        params, opt = optim.apply(state.params, grads, state.opt, progress, plan.rates)
-        params = shake(plan, state, params, progress)
+        well = (trouble == 0) & (state.trouble == 0)
+        params, opt = optim.apply(state.params, grads, state.opt, progress, plan.rates, well)
+        params = shake(plan, state, params, progress, well)
         height, width = (frame.frames if plan.stage.frames > 1 else frame).labels.shape[-2:]
         pools = {
             name: pool_lib.accumulate(pool, screen[name], seen.radii[name], width, height)
             for name, pool in state.pools.items()
         }
-        stepped = state.replace(step=state.step + 1, params=params, opt=opt, pools=pools)
+        stepped = state.replace(step=state.step + 1, params=None, opt=None, pools=pools)
         if plan.camera_rule is not None:
             rule = plan.camera_rule
             seen_from = cameras.learn(state.cameras, frame.index, screen[cameras.OFFSET], progress, rule)
             stepped = stepped.replace(cameras=seen_from)
         held = state.replace(
+            params=None,
+            opt=None,
             trouble=jnp.where(state.trouble == 0, trouble, state.trouble).astype(jnp.int32),
             pairs_needed=jnp.where(state.trouble == 0, seen.pairs, state.pairs_needed).astype(jnp.int32),
         )
-        well = (trouble == 0) & (state.trouble == 0)
-        new = jax.tree.map(lambda a, b: jnp.where(well, a, b), stepped, held)
+        new = jax.tree.map(lambda a, b: jnp.where(well, a, b), stepped, held).replace(params=params, opt=opt)
         metrics = {"loss": loss, "psnr": seen.psnr, "pairs": seen.pairs, **seen.terms}
         return new, metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
-def shake(plan: Plan, state: TrainState, params: dict, progress: jax.Array) -> dict:
-    """The parameters with noise on the means of faint Gaussians, where the stage densifies by relocation."""
+def shake(plan: Plan, state: TrainState, params: dict, progress: jax.Array, well: jax.Array) -> dict:
+    """The parameters with noise on the means of faint Gaussians, where the stage densifies by relocation and all is
+    `well`."""
     rule, rates = plan.stage.densify, plan.rates.ends.get("means")
     if rule is None or rule.kind != "relocation" or not rule.noise or rates is None:
         return params
@@ -239,7 +239,8 @@ def shake(plan: Plan, state: TrainState, params: dict, progress: jax.Array) -> d
     reach = rule.noise * optim.rate(rates, progress) / plan.rates.extent
     for i, region in enumerate(plan.spec.regions):
         name, gaussians = region.name, params[region.name]["gaussians"]
-        means = relocation.shaken(jax.random.fold_in(key, i), gaussians, state.pools[name].alive, reach)
+        shaken = relocation.shaken(jax.random.fold_in(key, i), gaussians, state.pools[name].alive, reach)
+        means = jnp.where(well, shaken, gaussians.means)
         params = {**params, name: {**params[name], "gaussians": gaussians.replace(means=means)}}
     return params
 

@@ -103,15 +103,13 @@ def region_view(
     if task.box:
         boxes = _boxes(frame, task.box) - jnp.stack([window.row, window.row, window.col, window.col])
         outside &= ~_in_boxes(boxes, window.height, window.width)
-    image = window.crop(frame.image).astype(jnp.float32) / 255.0
-    target = jnp.where(inside[..., None], image, background)
-    prediction = color + (1.0 - alpha)[..., None] * background
     return loss_terms.RegionView(
-        prediction=jnp.where((inside | outside)[..., None], prediction, target),
-        target=target,
-        alpha=alpha,
-        inside=inside.astype(jnp.float32),
-        outside=outside.astype(jnp.float32),
+        color=color,
+        opacity=alpha,
+        picture=window.crop(frame.image),
+        inside=inside,
+        outside=outside,
+        background=background,
         deltas=layer.deltas,
         gaussians=layer.gaussians,
         alive=alive,
@@ -126,8 +124,8 @@ def frame_view(layers: list[Layer], frame: Frame, judges: Mapping, key: jax.Arra
     backdrop = frame.backdrop.astype(jnp.float32) / 255.0
     return loss_terms.FrameView(
         prediction=composite([layer.rendered for layer in layers], backdrop),
-        target=frame.image.astype(jnp.float32) / 255.0,
-        head=_has(frame.labels, Label.HEAD).astype(jnp.float32),
+        picture=frame.image,
+        head=_has(frame.labels, Label.HEAD),
         judges=judges,
         key=key,
     )

@@ -7,9 +7,9 @@
 
 #include "attend.h"
 #include "bytes.h"
-#include "dssim.h"
 #include "grid.h"
 #include "mlp.h"
+#include "photo.h"
 #include "scenes.h"
 
 namespace fuzz {
@@ -67,35 +67,41 @@ class GridCase {
   Floats tables_, positions_, cotangent_;
 };
 
-// D-SSIM with its gradient.
+// The picture loss with its gradient.
 class ImageCase {
  public:
   explicit ImageCase(Bytes& b) {
     const uint32_t height = b.byte(), width = b.byte();
-    height_ = height < 254 ? 1 + height % 7 : 60 + width % 10;  // about a band
-    width_ = width < 254 ? 1 + width % 7 : 40;
-    channels_ = 1 + b.byte() % 3;
+    height_ = height < 254 ? 1 + height % 7 : 60 + width % 10;  // about a tile
+    width_ = width < 254 ? 1 + width % 7 : 120 + height % 16;
     Random random(b.word());
-    prediction_ = random.array(height_ * width_ * channels_, 0, 1);
-    target_ = b.byte() % 4 ? random.array(height_ * width_ * channels_, 0, 1) : prediction_;
-    poke(b, {&prediction_, &target_});
+    color_ = random.array(height_ * width_ * 3, 0, 1);
+    alpha_ = random.array(height_ * width_, 0, 1);
+    background_ = random.array(3, 0, 1);
+    weights_ = random.array(3, 0, 1);
+    for (float x : random.array(height_ * width_ * 3, 0, 255)) picture_.push_back(static_cast<uint8_t>(x));
+    for (float x : random.array(height_ * width_, 0, 255)) marks_.push_back(static_cast<uint8_t>(x));
+    if (b.byte() % 4 == 0) std::fill(marks_.begin(), marks_.end(), b.byte());
+    poke(b, {&color_, &alpha_, &background_, &weights_});
   }
 
   bool possible() const { return true; }
 
   Results run(const Executor& executor) const {
     Results r;
-    float* loss = r.floats(1);
-    dssim(prediction_.data(), target_.data(), height_, width_, channels_, loss, r.floats(height_ * width_ * channels_),
-          executor);
+    const Photo p = {color_.data(),      alpha_.data(),   picture_.data(), marks_.data(),
+                     background_.data(), weights_.data(), height_,         width_};
+    float *loss = r.floats(1), *terms = r.floats(kPhotoTerms), *d_color = r.floats(height_ * width_ * 3);
+    photo(p, loss, terms, d_color, r.floats(height_ * width_), executor);
     return r;
   }
 
   void check(const Results&) const {}
 
  private:
-  int64_t height_, width_, channels_;
-  Floats prediction_, target_;
+  int64_t height_, width_;
+  Floats color_, alpha_, background_, weights_;
+  std::vector<uint8_t> picture_, marks_;
 };
 
 // A perceptron and its gradients.

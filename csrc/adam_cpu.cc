@@ -1,0 +1,56 @@
+// Adam: lines of all arrays, threads.
+#include "adam.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "clones.h"
+#include "parallel.h"
+
+namespace fg3dgs {
+namespace {
+
+constexpr int64_t kLine = 1024;  // rates are written out once per leaf for at least so many values
+constexpr int64_t kTask = 16 * kLine;
+
+FG3DGS_CLONES
+void step_line(const AdamRule& rule, float decay, const float* __restrict rates, const float* __restrict gradient,
+               int64_t count, float* __restrict value, float* __restrict mean, float* __restrict square) {
+  const auto beta1 = static_cast<float>(rule.beta1), beta2 = static_cast<float>(rule.beta2);
+  const auto gain1 = static_cast<float>(1.0 - rule.beta1), gain2 = static_cast<float>(1.0 - rule.beta2);
+  const float epsilon = rule.epsilon;
+  const float scale1 = 1.0f / rule.left1, scale2 = 1.0f / rule.left2;
+  for (int64_t i = 0; i < count; ++i) {
+    const float g = gradient[i];
+    const float m = beta1 * mean[i] + gain1 * g, s = beta2 * square[i] + gain2 * (g * g);
+    const float direction = m * scale1 / (std::sqrt(s * scale2) + epsilon);
+    value[i] -= rates[i] * (direction + decay * value[i]);
+    mean[i] = m;
+    square[i] = s;
+  }
+}
+
+}  // namespace
+
+void adam(const AdamRule& rule, const AdamLeaf* leaves, int64_t count, const Executor& executor) {
+  std::vector<float> rates;
+  std::vector<int64_t> line(count), start(count + 1), first(count + 1);  // first: rates' beginnings
+  for (int64_t i = 0; i < count; ++i) {
+    line[i] = (kLine + leaves[i].period - 1) / leaves[i].period * leaves[i].period;
+    const int64_t each = std::max<int64_t>(kTask / line[i], 1) * line[i];
+    start[i + 1] = start[i] + (leaves[i].size + each - 1) / each;
+    first[i + 1] = first[i] + line[i];
+    for (int64_t k = 0; k < line[i]; ++k) rates.push_back(leaves[i].rates[k % leaves[i].period]);
+  }
+  parallel_for(executor, start[count], [&](int, int64_t task) {
+    const int64_t i = std::upper_bound(start.begin(), start.end(), task) - start.begin() - 1;
+    const AdamLeaf& leaf = leaves[i];
+    const int64_t each = std::max<int64_t>(kTask / line[i], 1) * line[i], from = (task - start[i]) * each;
+    for (int64_t at = from; at < std::min(from + each, leaf.size); at += line[i])
+      step_line(rule, leaf.decay, rates.data() + first[i], leaf.gradient + at, std::min(line[i], leaf.size - at),
+                leaf.value + at, leaf.mean + at, leaf.square + at);
+  });
+}
+
+}  // namespace fg3dgs

@@ -1,0 +1,2 @@
+#define FG_ISA avx2
+#include "photo_kernels.h"

@@ -1,0 +1,2 @@
+#define FG_ISA avx512
+#include "photo_kernels.h"

@@ -1,0 +1,2 @@
+#define FG_ISA baseline
+#include "photo_kernels.h"
