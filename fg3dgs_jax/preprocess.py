@@ -56,7 +56,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=512, help="edge of the square frames in pixels (default: 512)")
     parser.add_argument("--fps", type=float, default=25.0, help="frames a second (default: 25)")
     parser.add_argument("--audio-features", default="logmel", metavar="NAME",
-        help="audio front end: logmel (default), or the folder of a wav2vec 2.0, HuBERT or Whisper model")  # fmt: skip
+        help="audio front end: logmel (default), "
+        "logmel+embedding, or the folder of a wav2vec 2.0, HuBERT or Whisper model")  # fmt: skip
     parser.add_argument("--layout", choices=("native", "legacy"), default="native", help="of DIR: this project's "
         "(default), or that of AD-NeRF, RAD-NeRF, ER-NeRF and TalkingGaussian")  # fmt: skip
     flags = parser.parse_args(argv)

@@ -16,7 +16,7 @@ import numpy as np
 
 from fg3dgs_jax import cli
 from fg3dgs_jax.data import audio as audio_io
-from fg3dgs_jax.data import sheet
+from fg3dgs_jax.data import sheet, speech_models
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.files import replacing
 from fg3dgs_jax.inference import pictures
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
     sound = audio_io.load_audio(path, whole=True)[: int(SECONDS * audio_io.SAMPLE_RATE)]
     if audio_io.num_frames(sound, head.dataset.fps) <= SHOWN:
         raise UserError(f"{path}: lasts under half a second; give some words with --audio")
-    own = head.dataset.audio_name != "logmel" and not flags.audio
+    own = head.dataset.audio_name not in speech_models.BUILT_IN and not flags.audio
     ear = head.own_windows()[: int(SECONDS * head.dataset.fps) + 8] if own else sound
     quiet = np.repeat(head.rest[:1], len(ear), 0) if own else np.zeros_like(sound)
     made = clip_pictures(head) | speech_pictures(

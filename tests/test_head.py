@@ -244,7 +244,7 @@ def test_silence_keeps_the_mouth_still_in_its_most_closed_pose(head):
 
 def test_a_head_hears_by_the_front_end_it_was_trained_on(run_folder, monkeypatch, tmp_path):
     sound = np.zeros(3200, np.float32)
-    with pytest.raises(UserError, match="trained on log-mel bands; leave it out"):
+    with pytest.raises(UserError, match="trained on logmel; leave it out"):
         Head.load(run_folder, speech_model="models/hubert").hear(sound)
     head = Head.load(run_folder)
     other = dataclasses.replace(head.dataset.clip, audio_name="hubert@0123")

@@ -128,7 +128,7 @@ def log_mel_windows(audio: np.ndarray, frames: int, fps: float = 25.0) -> np.nda
 
 
 def features(name: str, audio: np.ndarray, fps: float = 25.0, frames: int | None = None) -> AudioFeatures:
-    """Feature windows of f32 [n] at 16 kHz by a front end: logmel, or a speech model's folder (`speech_models`).
+    """Feature windows of f32 [n] at 16 kHz by a front end of `speech_models`: a built-in name or a model's folder.
 
     Raises UserError if there is no such front end.
     """

@@ -1,9 +1,10 @@
-"""Speech models as front ends: wav2vec 2.0, HuBERT (any language) and Whisper, each a folder on disk.
+"""Front ends by name: log-mel bands, alone or with an embedding, and speech models, each a folder on disk.
 
-A folder holds config.json and model.safetensors or pytorch_model.bin, as their publishers lay them out; nothing is
-downloaded. wav2vec 2.0 and HuBERT run in JAX (`wav2vec`), Whisper through transformers, and so do the others where the
-name of the folder is followed by `:transformers`. `:logits` takes the scores of the characters in place of the last
-hidden states, in windows of 16 vectors, as AD-NeRF's descendants do with Esperanto's.
+A folder holds a wav2vec 2.0, HuBERT (any language) or Whisper model: config.json and model.safetensors or
+pytorch_model.bin, as their publishers lay them out; nothing is downloaded. wav2vec 2.0 and HuBERT run in JAX
+(`wav2vec`), Whisper through transformers, and so do the others where the name of the folder is followed by
+`:transformers`. `:logits` takes the scores of the characters in place of the last hidden states, in windows of 16
+vectors, as AD-NeRF's descendants do with Esperanto's.
 """
 
 import functools
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fg3dgs_jax.data import audio as audio_io
-from fg3dgs_jax.data import hearing, torch_file, wav2vec, weights
+from fg3dgs_jax.data import embedding, hearing, torch_file, wav2vec, weights
 from fg3dgs_jax.data.steps import file_sha256
 from fg3dgs_jax.errors import UserError
 
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
 Encode = Callable[[np.ndarray], np.ndarray]
 
+BUILT_IN: dict[str, Callable[[], hearing.FrontEnd]] = {
+    hearing.LOGMEL.name: lambda: hearing.LOGMEL,
+    embedding.NAME: embedding.front_end,
+}
 CHOICES = ("logits", "transformers")
 KINDS = ("wav2vec2", "hubert", "whisper")
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -44,6 +49,8 @@ def named(text: str) -> tuple[Path, set[str]]:
 
 def name_of(text: str) -> str:
     """What this front end's features are called: the folder's name, the choice that changes them, the weights' hash."""
+    if text in BUILT_IN:
+        return text
     folder, choices = named(text)
     return f"{folder.resolve().name}{':logits' if 'logits' in choices else ''}@{file_sha256(_weights(folder))[:12]}"
 
@@ -63,12 +70,13 @@ def for_clip(folder: Path, text: str, sound: Path, fps: float, frames: int) -> a
     samples = audio_io.load_audio(sound)
     if text == hearing.LOGMEL.name:
         return audio_io.features(text, samples, fps, frames)
-    model, choices = named(text)
-    endings = "", "-logits@*" if "logits" in choices else "@*"
-    kept = [file for ending in endings for file in folder.glob(f"audio_features_{model.name}{ending}.npz")]
-    if not model.exists() and len(kept) == 1:  # computed where the model was
-        return audio_io.load_features(kept[0])
-    _json(model / "config.json")
+    if text not in BUILT_IN:
+        model, choices = named(text)
+        endings = "", "-logits@*" if "logits" in choices else "@*"
+        kept = [file for ending in endings for file in folder.glob(f"audio_features_{model.name}{ending}.npz")]
+        if not model.exists() and len(kept) == 1:  # computed where the model was
+            return audio_io.load_features(kept[0])
+        _json(model / "config.json")
     file = folder / f"audio_features_{name_of(text).replace(':', '-')}.npz"
     if file.is_file():
         old = audio_io.load_features(file)
@@ -84,8 +92,12 @@ def for_clip(folder: Path, text: str, sound: Path, fps: float, frames: int) -> a
 
 @functools.lru_cache(maxsize=2)
 def front_end(text: str) -> hearing.FrontEnd:
-    """The front end `FOLDER[:logits][:transformers]`. Raises UserError: not such a folder, weights that do not fit it,
-    transformers not installed where it is needed."""
+    """The front end of a built-in name, or of `FOLDER[:logits][:transformers]`.
+
+    Raises UserError: no such front end, weights that do not fit a folder, what it needs is not installed.
+    """
+    if text in BUILT_IN:
+        return BUILT_IN[text]()
     folder, choices = named(text)
     config = _json(folder / "config.json")
     kind = config.get("model_type")
@@ -119,8 +131,9 @@ def _json(file: Path) -> dict:
         return content
     except OSError:
         raise UserError(
-            f"{file.parent}: no such audio front end (it has no {file.name}); give logmel, a file of features, or the "
-            "folder of a wav2vec 2.0, HuBERT or Whisper model, such as facebook/hubert-large-ls960-ft (Apache-2.0)"
+            f"{file.parent}: no such audio front end (it has no {file.name}); give {' or '.join(BUILT_IN)}, a file of "
+            "features, or the folder of a wav2vec 2.0, HuBERT or Whisper model, such as facebook/hubert-large-ls960-ft "
+            "(Apache-2.0)"
         ) from None
     except ValueError:
         raise UserError(f"{file}: is not a model's description; download the folder again") from None

@@ -205,10 +205,10 @@ class Head:
     def front_end(self) -> hearing.FrontEnd:
         """What hears as the head was trained to. Raises UserError: it is not here, or hears in other shapes."""
         name, model = self.dataset.audio_name, self.speech_model
-        if name == hearing.LOGMEL.name:
+        if name in speech_models.BUILT_IN:
             if model is not None:
-                raise UserError(f"--speech-model {model}: the head was trained on log-mel bands; leave it out")
-            return hearing.LOGMEL
+                raise UserError(f"--speech-model {model}: the head was trained on {name}; leave it out")
+            return speech_models.front_end(name)
         if model is None:
             raise UserError(
                 f"the head was trained on {name!r} features: give the folder of that model with --speech-model, or "

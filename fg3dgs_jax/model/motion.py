@@ -125,10 +125,9 @@ class FaceMotion(nnx.Module):
     """The low-frequency face: region attention gates the conditions, an MLP deforms (FG Eq. 6-8, TG Eq. 7)."""
 
     def __init__(
-        self, grid: GridSpec, audio_shape: tuple[int, int], expression_dim: int, *, rngs: nnx.Rngs, frozen_means=True,
+        self, grid: GridSpec, audio_shape: tuple[int, int], expression_dim: int, *, rngs: nnx.Rngs,
         predicts: tuple[str, ...] = deltas.DEFORMATION,
     ):  # fmt: skip
-        self.frozen_means = frozen_means
         self.predicts = predicts
         self.grid = TriPlaneGrid(grid, rngs=rngs)
         self.audio = AudioEncoder(audio_shape, rngs=rngs)
@@ -200,11 +199,10 @@ class CrossModalMotion(nnx.Module):
     """
 
     def __init__(
-        self, modality: str, grid: GridSpec, condition_shape: Any, *, rngs: nnx.Rngs, frozen_means: bool = True,
+        self, modality: str, grid: GridSpec, condition_shape: Any, *, rngs: nnx.Rngs,
         predicts: tuple[str, ...] = ("means",),
     ):  # fmt: skip
         self.modality = modality
-        self.frozen_means = frozen_means
         self.predicts = predicts
         self.grid = TriPlaneGrid(grid, rngs=rngs)
         if modality == "audio":
@@ -242,11 +240,10 @@ class PlainMotion(nnx.Module):
     """
 
     def __init__(
-        self, modality: str, grid: GridSpec, condition_shape: Any, *, rngs: nnx.Rngs, frozen_means: bool = True,
+        self, modality: str, grid: GridSpec, condition_shape: Any, *, rngs: nnx.Rngs,
         predicts: tuple[str, ...] = ("means",),
     ):  # fmt: skip
         self.modality = modality
-        self.frozen_means = frozen_means
         self.predicts = predicts
         self.grid = TriPlaneGrid(grid, rngs=rngs)
         if modality == "audio":
@@ -289,9 +286,8 @@ def create(
 
 
 def _spatial(module: Any, means: jax.Array) -> jax.Array:
-    """Spatial features f32 [S, N]; by default motion does not pull on the canonical positions."""
-    positions = jax.lax.stop_gradient(means) if module.frozen_means else means
-    return encode_transposed(module.grid.tables[...], positions.T, module.grid.spec)
+    """Spatial features f32 [S, N]; motion does not pull on the canonical positions."""
+    return encode_transposed(module.grid.tables[...], jax.lax.stop_gradient(means).T, module.grid.spec)
 
 
 def _softmax_over_tokens(scores: jax.Array) -> jax.Array:
