@@ -168,3 +168,13 @@ def test_other_instruction_sets(isa):
         "test_attention_is_that_of_plain_jax((8, 4, 8, 32, 32, 3), 300)",
     )  # fmt: skip
     run_python("\n".join(["import test_paint as t", *(f"t.{call}" for call in calls)]), FG3DGS_ISA=isa)
+
+
+def test_pulling_on_layers_equals_plain_autodiff():
+    """`over` has its own gradient: against autodiff of the formula, random cotangents; rounding of three terms."""
+    keys = jax.random.split(jax.random.key(3), 4)
+    shapes = (7, 5, 3), (7, 5), (7, 5, 3), (7, 5, 3)
+    *given, cotangent = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    pulls = (jax.vjp(f, *given)[1] for f in (render.over, lambda c, a, b: c + (1.0 - a)[..., None] * b))
+    for got, want in zip(*(pull(cotangent) for pull in pulls), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

@@ -129,8 +129,30 @@ def composite(layers: Sequence[Rendered], backdrop: jax.Array) -> jax.Array:
     """Lay premultiplied layers, front to back, over a backdrop f32 [H, W, 3] (FG Eq. 14, premultiplied)."""
     color = backdrop
     for layer in reversed(layers):
-        color = layer.color + (1.0 - layer.alpha)[..., None] * color
+        color = over(layer.color, layer.alpha, color)
     return color
+
+
+@jax.custom_vjp
+def over(color: jax.Array, alpha: jax.Array, behind: jax.Array) -> jax.Array:
+    """A premultiplied layer f32 [H, W, 3] of alpha [H, W] over what is behind it.
+
+    XLA's sum over three channels, the gradient by alpha, takes ten times as long on a CPU as adding them up.
+    """
+    return color + (1.0 - alpha)[..., None] * behind
+
+
+def _over_forward(color: jax.Array, alpha: jax.Array, behind: jax.Array) -> tuple[jax.Array, tuple]:
+    return over(color, alpha, behind), (alpha, behind)
+
+
+def _over_backward(seen: tuple[jax.Array, jax.Array], pull: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    alpha, behind = seen
+    by_alpha = -sum(pull[..., c] * behind[..., c] for c in range(3))
+    return pull, by_alpha, (1.0 - alpha)[..., None] * pull
+
+
+over.defvjp(_over_forward, _over_backward)
 
 
 def cut_out(layers: Sequence[Rendered], backdrop: jax.Array) -> jax.Array:
