@@ -14,7 +14,7 @@ def get_config():
         {
             "init": "",  # an expert to go on from: a file of train_sync, or of convert; its width is kept
             "width": 0.25,  # of the published network's channels; 1.0 is that network
-            "steps": 1200,
+            "steps": 2000,
             "groups": 2,  # stretches of clips in a batch
             "windows": 16,  # windows in a stretch, each compared with the sounds of all others
             "span": 40,  # frames that a stretch is long
