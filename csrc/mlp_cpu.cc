@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "workspace.h"
 
 namespace fg3dgs {
 namespace {
@@ -30,21 +31,20 @@ void save(const float* rows_in, int64_t points, int rows, int64_t first, int64_t
     std::memcpy(array + r * points + first, rows_in + r * kMlpStride, count * sizeof(float));
 }
 
-// The layers of one pass, each [size, kMlpStride].
+int64_t floats_of(const int32_t* sizes, int count) {
+  int64_t rows = 0;
+  for (int i = 0; i < count; ++i) rows += sizes[i];
+  return rows * kMlpStride;
+}
+
+// The layers of one pass, each [size, kMlpStride], in memory of floats_of.
 struct Layers {
-  std::vector<float> memory;
   float* layer[kMostLayers + 1];
 
-  explicit Layers(const Mlp& m) : Layers(m.sizes, m.layers + 1) {}
-
-  Layers(const int32_t* sizes, int count) {
-    int64_t rows = 0;
-    for (int i = 0; i < count; ++i) rows += sizes[i];
-    memory.resize(rows * kMlpStride);
-    float* next = memory.data();
+  Layers(const int32_t* sizes, int count, float* memory) {
     for (int i = 0; i < count; ++i) {
-      layer[i] = next;
-      next += int64_t{sizes[i]} * kMlpStride;
+      layer[i] = memory;
+      memory += int64_t{sizes[i]} * kMlpStride;
     }
   }
 };
@@ -54,9 +54,11 @@ struct Layers {
 void mlp_forward(const Mlp& m, const float* start, const float* x, const float* weights, float* out,
                  const Executor& executor) {
   const int64_t passes = (m.points + kMlpPoints - 1) / kMlpPoints;
-  const int64_t chunks = std::min(passes, kMostChunks);
-  parallel_for(executor, chunks, [&](int, int64_t chunk) {
-    Layers layers(m);
+  const int64_t chunks = std::min(passes, kMostChunks), floats = floats_of(m.sizes, m.layers + 1);
+  Lease ws;
+  float* space = ws->scratch.ensure(floats * std::max(1, executor.num_threads));
+  parallel_for(executor, chunks, [&](int worker, int64_t chunk) {
+    const Layers layers(m.sizes, m.layers + 1, space + worker * floats);
     for (int64_t pass = chunk * passes / chunks; pass < (chunk + 1) * passes / chunks; ++pass) {
       const int64_t first = pass * kMlpPoints, count = std::min<int64_t>(kMlpPoints, m.points - first);
       load(x, m.points, m.sizes[0], first, count, layers.layer[0]);
@@ -70,10 +72,13 @@ void mlp_forward(const Mlp& m, const float* start, const float* x, const float* 
 void mlp_backward(const Mlp& m, const float* x, const float* weights, const float* d_out, float* d_x, float* d_weights,
                   const Executor& executor) {
   const int64_t passes = (m.points + kMlpPoints - 1) / kMlpPoints, size = mlp_weights(m);
-  const int64_t chunks = std::min(passes, kMostChunks);
+  const int64_t chunks = std::min(passes, kMostChunks), floats = floats_of(m.sizes, m.layers + 1);
   std::vector<float> sums(chunks * size, 0.0f);
-  parallel_for(executor, chunks, [&](int, int64_t chunk) {
-    Layers layers(m), up(m);
+  Lease ws;
+  float* space = ws->scratch.ensure(2 * floats * std::max(1, executor.num_threads));
+  parallel_for(executor, chunks, [&](int worker, int64_t chunk) {
+    const Layers layers(m.sizes, m.layers + 1, space + 2 * worker * floats);
+    const Layers up(m.sizes, m.layers + 1, space + (2 * worker + 1) * floats);
     for (int64_t pass = chunk * passes / chunks; pass < (chunk + 1) * passes / chunks; ++pass) {
       const int64_t first = pass * kMlpPoints, count = std::min<int64_t>(kMlpPoints, m.points - first);
       load(x, m.points, m.sizes[0], first, count, layers.layer[0]);
@@ -92,9 +97,11 @@ void attend(const Attend& a, const AttendArrays& arrays, const Executor& executo
   const int queries = a.heads * a.width;
   const int32_t sizes[] = {queries, a.tokens * a.heads, a.hidden, a.second, a.last};
   const int64_t passes = (a.points + kMlpPoints - 1) / kMlpPoints;
-  const int64_t chunks = std::min(passes, kMostChunks);
-  parallel_for(executor, chunks, [&](int, int64_t chunk) {
-    Layers rows(sizes, 5);
+  const int64_t chunks = std::min(passes, kMostChunks), floats = floats_of(sizes, 5);
+  Lease ws;
+  float* space = ws->scratch.ensure(floats * std::max(1, executor.num_threads));
+  parallel_for(executor, chunks, [&](int worker, int64_t chunk) {
+    const Layers rows(sizes, 5, space + worker * floats);
     for (int64_t pass = chunk * passes / chunks; pass < (chunk + 1) * passes / chunks; ++pass) {
       const int64_t first = pass * kMlpPoints, count = std::min<int64_t>(kMlpPoints, a.points - first);
       load(arrays.queries, a.points, queries, first, count, rows.layer[0]);
