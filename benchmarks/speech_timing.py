@@ -41,6 +41,7 @@ from fg3dgs_jax.inference import metrics
 RATE = 48000  # Hz
 FPS = 25.0
 MOST_LAG, BLOCK, SAMPLES = 8, 25, 400  # frames; frames, resamples of the bootstrap
+LEAST = 2 * (MOST_LAG + BLOCK)  # frames from which lips are compared
 REACH = 2400  # samples to each side in which the sound is looked for: 50 ms
 LIMIT_MS = 40.0
 GROWTH_MB = 32.0  # of memory after the first tenth of the programme: none, but for what the allocator keeps back
@@ -129,7 +130,7 @@ def sound_lag(found: Container, given: np.ndarray, at: float) -> int:
 def opening(frames: Iterable[np.ndarray], models_folder: Path) -> np.ndarray:
     """Lip opening f64 [T] in pixels of frames u8 [H, W, 3]; NaN where no face is found."""
     model = models.find_model(models_folder, models.LANDMARKS)
-    return metrics.lip_opening(face.detect_landmarks(frames, model))
+    return metrics.lip_opening(face.track_face(frames, model).landmarks[..., :2])
 
 
 def filmed(dataset: Dataset) -> Iterator[np.ndarray]:
@@ -212,7 +213,7 @@ def lips(path: Path, pieces: list[Piece], alone: dict[str, np.ndarray], models_f
     """Lags of the programme's first, middle and last repetition of the clip, and of the last of every other sound."""
     own = [piece for piece in pieces if piece.name == "clip"]
     last = {piece.name: piece for piece in pieces}
-    chosen = {own[0], own[len(own) // 2], *last.values()}
+    chosen = {own[0], own[len(own) // 2], *(piece for piece in last.values() if piece.frames >= LEAST)}
     rows, frames, passed = [], video.read_frames(path, FPS), 0
     for piece in sorted(chosen, key=lambda piece: piece.first):
         skip = piece.first - passed
