@@ -1,5 +1,6 @@
 """The alignment stage (FG Eq. 16): what learns in it and what does not, and that without weights it is left out."""
 
+import dataclasses
 import importlib.util
 import logging
 from pathlib import Path
@@ -94,9 +95,9 @@ def test_one_step_moves_the_mouths_network_and_the_colours_and_nothing_else(run)
 
     @jax.jit
     @jax.grad
-    def gradient(params, chosen):
-        seen = see_snippet(plan, optim.freeze(params, plan.rates), offsets, state, snippet, run.judges)[1]
-        return sum(chosen[name] * value for name, value in seen.terms.items())
+    def gradient(params, weights):
+        weighed = plan.replace(stage=dataclasses.replace(stage, weights=weights))
+        return see_snippet(weighed, optim.freeze(params, plan.rates), offsets, state, snippet, run.judges)[0]
 
     before = jax.tree.map(np.array, state.params)
     moved_state, values = make_step(plan)(jax.tree.map(jnp.array, state), snippet, run.judges)
