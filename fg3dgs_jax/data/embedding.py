@@ -71,6 +71,7 @@ def embeddings(samples: np.ndarray, mel: Mel, embed: Embed) -> np.ndarray:
 
 
 def _networks() -> tuple[Mel, Embed]:
+    files = _files()
     try:
         import onnxruntime
     except ImportError:
@@ -78,7 +79,7 @@ def _networks() -> tuple[Mel, Embed]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     mel, embed = (
-        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in _files()
+        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]) for file in files
     )
 
     def run(session, x: np.ndarray) -> np.ndarray:
