@@ -156,6 +156,15 @@ void finish_camera(const Scene& s, const double* sums, const Gradients& out) {
   for (int i = 0; i < 4; ++i) out.intrinsics[i] = static_cast<float>(sums[12 + i]);
 }
 
+// Runs draw(tile, scratch) for every tile; each thread has floats of its own.
+template <typename Draw>
+void for_tiles(const Work& w, Workspace& ws, const Executor& executor, const Draw& draw) {
+  const int64_t floats = round_up(scratch_floats(w.scene->channels), 16);
+  float* space = ws.scratch.ensure(floats * std::max(1, executor.num_threads));
+  parallel_for(executor, num_tiles(w),
+               [&](int worker, int64_t tile) { draw(static_cast<int>(tile), space + worker * floats); });
+}
+
 void fill_gradients_nan(const Scene& s, const Gradients& out) {
   fill_nan(out.means, 3 * s.n);
   fill_nan(out.quats, 4 * s.n);
@@ -186,11 +195,7 @@ const char* rasterize_forward(const Scene& s, const Images& out, int32_t* radii,
   int64_t visible = 0;
   const uint64_t* order = sort_by_depth(w, *ws, &visible);
   scatter_to_tiles(w, *ws, order, visible, pairs, executor);
-  const int64_t scratch = round_up(scratch_floats(s.channels), 16);
-  float* space = ws->scratch.ensure(scratch * std::max(1, executor.num_threads));
-  parallel_for(executor, num_tiles(w), [&](int worker, int64_t tile) {
-    kernels().blend(w, out, static_cast<int>(tile), space + worker * scratch);
-  });
+  for_tiles(w, *ws, executor, [&](int tile, float* scratch) { kernels().blend(w, out, tile, scratch); });
   return nullptr;
 }
 
@@ -234,11 +239,7 @@ const char* rasterize_paint(const Scene* layers, int count, const Canvas& canvas
     total += visible[i];
   }
   scatter_to_tiles(w, *ws, order, total, pairs, executor);
-  const int64_t scratch = round_up(scratch_floats(all.channels), 16);
-  float* space = ws->scratch.ensure(scratch * std::max(1, executor.num_threads));
-  parallel_for(executor, num_tiles(w), [&](int worker, int64_t tile) {
-    kernels().paint(w, canvas, static_cast<int>(tile), space + worker * scratch);
-  });
+  for_tiles(w, *ws, executor, [&](int tile, float* scratch) { kernels().paint(w, canvas, tile, scratch); });
   return nullptr;
 }
 
@@ -256,11 +257,7 @@ const char* rasterize_backward(const Scene& s, const ConstImages& rendered, cons
   const uint64_t* order = sort_by_depth(w, *ws, &visible);
   scatter_to_tiles(w, *ws, order, visible, pairs, executor);
   w.pair_gradients = ws->pair_gradients.ensure(pairs * w.pair_stride);
-  const int64_t scratch = round_up(scratch_floats(s.channels), 16);
-  float* space = ws->scratch.ensure(scratch * std::max(1, executor.num_threads));
-  parallel_for(executor, num_tiles(w), [&](int worker, int64_t tile) {
-    kernels().blend_backward(w, rendered, cotangents, static_cast<int>(tile), space + worker * scratch);
-  });
+  for_tiles(w, *ws, executor, [&](int tile, float* scratch) { kernels().blend_backward(w, rendered, cotangents, tile, scratch); });
   double* sums = ws->camera_sums.ensure(num_chunks(s) * kCameraSums);
   parallel_for(executor, num_chunks(s),
                [&](int, int64_t chunk) { kernels().unproject(w, out, chunk, sums + chunk * kCameraSums); });
