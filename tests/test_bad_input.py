@@ -329,7 +329,7 @@ def head_into_a_file(folder: Path, patch) -> list[str]:
 LINEAR = zip_bytes({"fc.weight": Tensor(np.ones((2, 2), np.float32))})
 CONVERT = [
     ("no such weights", r"weights\.pth: no such file", convert_row(None)),
-    ("not weights", r"weights\.pth: is refused because it is damaged or not a PyTorch file", convert_row(b"text")),
+    ("not weights", r"weights\.pth: is refused because it is damaged or no file of weights", convert_row(b"text")),
     (
         "a hostile file",
         r"it asks for '(posix|nt)\.system'",

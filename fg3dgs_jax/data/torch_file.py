@@ -1,16 +1,13 @@
-"""Reads PyTorch's .pth files without PyTorch and without unpickling: an interpreter for the few opcodes they need.
-
-Python's own disassembler (`pickletools.genops`) splits the stream; what it names is looked up in the tables below and
-nothing else exists: no import, no call of anything that a file names. Tensors come back as read-only numpy views of the
-file's bytes, so that a small file cannot ask for more memory than it has.
+"""Reads PyTorch's .pth files without PyTorch and without unpickling (`pickles`).
 
 Both layouts are read: the zip archive (PyTorch 1.6 and newer) and the stream before it, which many published weights
-still have. Files from before 2017 (a tar archive) are refused.
+still have; and a bare pickle of dictionaries of numpy arrays, as JAX projects publish theirs. Files from before 2017
+(a tar archive) are refused. Tensors come back as read-only numpy views of the file's bytes.
 """
 
+import functools
 import io
 import math
-import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +16,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from fg3dgs_jax.data import pickles
+from fg3dgs_jax.data.pickles import Named, Refused
 from fg3dgs_jax.errors import UserError
 
 MAX_BYTES = 4 << 30
@@ -32,17 +31,7 @@ STORAGES = {
     "ShortStorage": np.dtype("<i2"), "CharStorage": np.dtype("i1"), "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }  # fmt: skip
-SCALARS = {"f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1"}  # numpy's, beside tensors
-
-
-class Refused(Exception):
-    """Why a stream is not read; becomes part of a UserError's sentence."""
-
-
-class Named(NamedTuple):
-    """Something a pickle refers to by name. It stays a name unless BUILDERS knows it."""
-
-    name: str
+Load = Callable[[np.dtype, str, Any], np.ndarray]
 
 
 class Storage(NamedTuple):
@@ -51,20 +40,12 @@ class Storage(NamedTuple):
     values: np.ndarray
 
 
-class _Dtype:
-    """numpy's dtype as a pickle builds it: a code, then its byte order."""
-
-    def __init__(self, code: Any):
-        if code not in SCALARS:
-            raise Refused(f"it holds numpy values of type {code!r}")
-        self.dtype = np.dtype(code)
-
-
 def read(path: str | Path) -> Any:
-    """What a .pth file holds: dicts, lists, tuples, numbers, strings, None, and tensors as read-only numpy arrays.
+    """What a .pth file or a pickle of arrays holds: dicts, lists, tuples, numbers, strings, None, and tensors and
+    arrays as read-only numpy arrays.
 
-    Ordered dictionaries become dicts, parameters their tensors. Raises UserError in one sentence: no such file, not a
-    PyTorch file, damaged, or it holds something else than the types above.
+    Ordered dictionaries become dicts, parameters their tensors. Raises UserError in one sentence: no such file, neither
+    of the two, damaged, or it holds something else than the types above.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,7 +70,7 @@ def parse(data: bytes) -> Any:
         raise
     except Exception as error:  # zip, numpy and the disassembler each have their own errors for damaged bytes
         text = str(error) or type(error).__name__
-        raise Refused(f"it is damaged or not a PyTorch file ({text.splitlines()[0][:80]})") from None
+        raise Refused(f"it is damaged or no file of weights ({text.splitlines()[0][:80]})") from None
 
 
 def _parse_zip(data: bytes) -> Any:
@@ -109,7 +90,7 @@ def _parse_zip(data: bytes) -> Any:
             raise Refused("its table of contents is too large")
         storages: dict[str, np.ndarray] = {}
 
-        def load(dtype: np.dtype, key: str, numel: int) -> np.ndarray:
+        def load(dtype: np.dtype, key: str, numel: Any) -> np.ndarray:
             if key not in storages:
                 storages[key] = np.frombuffer(archive.read(f"{root}data/{key}"), np.uint8)
             return _flat(storages[key], dtype, numel)
@@ -118,20 +99,32 @@ def _parse_zip(data: bytes) -> Any:
 
 
 def _parse_stream(data: bytes) -> Any:
-    """Five pickles (magic, protocol, system, object, storage keys), then each storage's length and bytes."""
+    """A bare pickle, or the layout before the archive, which starts with a number."""
+    stream = io.BytesIO(data)
+    first = _run(stream, _no_storage)
+    if type(first) is dict and stream.tell() == len(data):
+        return first
+    if type(first) is not int or first != LEGACY_MAGIC or _run(stream, _no_storage) != LEGACY_PROTOCOL:
+        raise Refused("it is neither a PyTorch file nor a pickle of named arrays")
+    return _parse_legacy(data, stream)
 
-    def nothing(dtype: np.dtype, key: str, numel: int) -> np.ndarray:
+
+def _no_storage(dtype: np.dtype, key: str, numel: Any) -> np.ndarray:
+    raise Refused("it refers to tensors that it does not hold")
+
+
+def _parse_legacy(data: bytes, stream: io.BytesIO) -> Any:
+    """After magic and protocol: system, object and storage keys as pickles, then each storage's length and bytes."""
+
+    def nothing(dtype: np.dtype, key: str, numel: Any) -> np.ndarray:
         sizes[key] = dtype.itemsize
         # As many zeros as the file could hold, without memory: sizes are checked in the second pass.
         return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), (len(data),), (0,), writeable=False)
 
-    def load(dtype: np.dtype, key: str, numel: int) -> np.ndarray:
+    def load(dtype: np.dtype, key: str, numel: Any) -> np.ndarray:
         return _flat(storages[key], dtype, numel)
 
     sizes: dict[str, int] = {}
-    stream = io.BytesIO(data)
-    if _run(stream, nothing) != LEGACY_MAGIC or _run(stream, nothing) != LEGACY_PROTOCOL:
-        raise Refused("it is not a PyTorch file")
     _run(stream, nothing)  # the machine's word sizes
     start = stream.tell()
     _run(stream, nothing)
@@ -156,10 +149,8 @@ def _flat(raw: np.ndarray, dtype: np.dtype, numel: Any) -> np.ndarray:
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> np.ndarray:
     """torch._utils._rebuild_tensor and its second version."""
-    numbers = (offset, *size, *stride)
-    if not isinstance(storage, Storage) or any(type(n) is not int or n < 0 for n in numbers):
-        raise Refused("a tensor is malformed")
-    if len(size) != len(stride) or len(size) > 16:
+    pickles.check_counts(offset, *size, *stride)
+    if not isinstance(storage, Storage) or len(size) != len(stride) or len(size) > pickles.MAX_AXES:
         raise Refused("a tensor is malformed")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else offset
@@ -170,163 +161,29 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> n
     return np.lib.stride_tricks.as_strided(values, size, steps, writeable=False)
 
 
-def _latin1(text: Any, encoding: Any) -> bytes:
-    """_codecs.encode, by which Python 2's byte strings travel."""
-    if encoding != "latin1" or not isinstance(text, str) or len(text) > 64:
-        raise Refused("it encodes text")
-    return text.encode("latin1")
+def _storage(load: Load, identity: Any) -> Storage:
+    """What a persistent id means: a storage, by its type, key and number of values."""
+    kind, storage, key, _place, numel, *_view = identity
+    if kind != "storage" or not isinstance(storage, Named) or type(key) is not str:
+        raise Refused("it holds a whole module in place of its weights")
+    if _view and _view[0] is not None:
+        raise Refused("it holds views of storages")
+    return Storage(load(STORAGES[storage.name.removeprefix("torch ")], key, numel))
 
 
-def _scalar(dtype: Any, raw: Any) -> int | float | bool:
-    """numpy.core.multiarray.scalar."""
-    if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes) or len(raw) != dtype.dtype.itemsize:
-        raise Refused("a number is malformed")
-    return np.frombuffer(raw, dtype.dtype)[0].item()
-
-
-# All that a file may call, by the name under which it asks for it.
+# All that a file may call of PyTorch, by the name under which it asks for it.
 BUILDERS: dict[str, Callable[..., Any]] = {
-    "collections OrderedDict": lambda: {},
     "torch._utils _rebuild_tensor": _tensor,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": lambda tensor, *_rest: tensor,
     "torch Size": lambda sizes: tuple(sizes),
-    "numpy dtype": lambda code, *_rest: _Dtype(code),
-    "numpy.core.multiarray scalar": _scalar,
-    "numpy._core.multiarray scalar": _scalar,
-    "_codecs encode": _latin1,
 }
-CONSTANTS = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict,
-    "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
-}  # fmt: skip
-VALUES = {
-    "INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE",
-    "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
-}  # fmt: skip
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-GETS, PUTS = {"GET", "BINGET", "LONG_BINGET"}, {"PUT", "BINPUT", "LONG_BINPUT"}
-IGNORED = {"PROTO", "FRAME"}
+NAMES = frozenset(f"torch {name}" for name in STORAGES)
 
 
-class _Machine:
-    """The stack on which a pickle builds its value; `load(dtype, key, numel)` finds a storage's values."""
-
-    def __init__(self, load: Callable[[np.dtype, str, int], np.ndarray]):
-        self.load, self.stack, self.marks, self.memo = load, [], [], {}
-
-    def marked(self) -> list:
-        """What was pushed since the last mark."""
-        start = self.marks.pop()
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
-
-    def step(self, op: str, argument: Any) -> None:
-        """One opcode."""
-        if op in VALUES:
-            self.stack.append(argument)
-        elif op in CONSTANTS:
-            self.stack.append(CONSTANTS[op]())
-        elif op in TUPLES:
-            items = [self.stack.pop() for _ in range(TUPLES[op])]
-            self.stack.append(tuple(reversed(items)))
-        elif op in GETS:
-            self.stack.append(self.memo[argument])
-        elif op in PUTS or op == "MEMOIZE":
-            self.memo[len(self.memo) if op == "MEMOIZE" else argument] = self.stack[-1]
-        elif op not in IGNORED:
-            handler = getattr(self, f"on_{op.lower()}", None)
-            if handler is None:
-                raise Refused(f"it uses the pickle instruction {op}")
-            handler(argument)
-
-    def on_mark(self, _argument: None) -> None:
-        self.marks.append(len(self.stack))
-
-    def on_pop(self, _argument: None) -> None:
-        self.stack.pop()
-
-    def on_tuple(self, _argument: None) -> None:
-        self.stack.append(tuple(self.marked()))
-
-    def on_list(self, _argument: None) -> None:
-        self.stack.append(self.marked())
-
-    def on_dict(self, _argument: None) -> None:
-        items = self.marked()
-        self.stack.append({})
-        self.fill(items)
-
-    def on_append(self, _argument: None) -> None:
-        item = self.stack.pop()
-        self.extend([item])
-
-    def on_appends(self, _argument: None) -> None:
-        self.extend(self.marked())
-
-    def extend(self, items: list) -> None:
-        if type(self.stack[-1]) is not list:
-            raise Refused("it is malformed")
-        self.stack[-1].extend(items)
-
-    def on_setitem(self, _argument: None) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.fill([key, value])
-
-    def on_setitems(self, _argument: None) -> None:
-        self.fill(self.marked())
-
-    def fill(self, items: list) -> None:
-        # Plain keys only: hashing a tuple that holds itself many times over would never end.
-        if type(self.stack[-1]) is not dict or len(items) % 2 or any(type(k) not in (str, int) for k in items[::2]):
-            raise Refused("it holds a dictionary whose keys are not names")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-    def on_global(self, argument: str) -> None:
-        self.name(argument)
-
-    def on_stack_global(self, _argument: None) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        self.name(f"{module} {name}")
-
-    def name(self, name: str) -> None:
-        module, _, last = name.partition(" ")
-        if name not in BUILDERS and (module != "torch" or last not in STORAGES):
-            raise Refused(f"it asks for {name.replace(' ', '.')!r}, which is no plain weight")
-        self.stack.append(Named(name))
-
-    def on_reduce(self, _argument: None) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, Named) or function.name not in BUILDERS or not isinstance(arguments, tuple):
-            raise Refused("it calls something that is not a function of this reader")
-        self.stack.append(BUILDERS[function.name](*arguments))
-
-    def on_build(self, _argument: None) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, _Dtype):
-            if state[1] not in ("<", "|"):
-                raise Refused("it was written on a big-endian machine")
-        elif type(target) is not dict:  # a dict's attributes (PyTorch's versions of modules) are left out
-            raise Refused("it restores an object")
-
-    def on_binpersid(self, _argument: None) -> None:
-        kind, storage, key, _place, numel, *_view = self.stack.pop()
-        if kind != "storage" or not isinstance(storage, Named) or type(key) is not str:
-            raise Refused("it holds a whole module in place of its weights")
-        if _view and _view[0] is not None:
-            raise Refused("it holds views of storages")
-        self.stack.append(Storage(self.load(STORAGES[storage.name.removeprefix("torch ")], key, numel)))
-
-
-def _run(stream: io.BytesIO, load: Callable[[np.dtype, str, int], np.ndarray]) -> Any:
-    """The value of the pickle at the stream's position, which moves behind it."""
-    machine = _Machine(load)
-    for opcode, argument, _position in pickletools.genops(stream):
-        if opcode.name == "STOP":
-            return machine.stack.pop()
-        machine.step(opcode.name, argument)
-    raise Refused("it has no end")
+def _run(stream: io.BytesIO, load: Load) -> Any:
+    """The value of the pickle at the stream's position; `load(dtype, key, numel)` finds a storage's values."""
+    return pickles.run(stream, pickles.Vocabulary(BUILDERS, NAMES, functools.partial(_storage, load)))
 
 
 def tensors(tree: Any, most: int = 100_000) -> dict[str, np.ndarray]:
