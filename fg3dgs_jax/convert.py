@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
     facts |= {"sources": " ".join(f"{path.name}:{file_sha256(path)}" for path in flags.files)}
     weights.save(flags.out, kind, named, facts)
     count = sum(value.size for value in named.values())
-    print(f"wrote {flags.out}: {kind}, {count:,} parameters, SHA-256 {file_sha256(flags.out)}")
+    print(f"wrote {flags.out}: {kind}, {count:,} parameters, SHA-256 of the arrays {weights.digest(named)}")
     return 0
 
 

@@ -48,8 +48,8 @@ def test_lpips_weights_are_translated_and_found_again(alex, tmp_path, capsys):
     folder, backbone, linears = alex
     out = tmp_path / "weights" / "lpips.safetensors"  # the folder is made with its first file
     assert run(folder / "alexnet.pth", folder / "alex.pth", "--out", out) == 0
-    assert "lpips, 2,470,848 parameters" in capsys.readouterr().out
     arrays, facts = weights.load(out, "lpips", "--lpips")
+    assert f"lpips, 2,470,848 parameters, SHA-256 of the arrays {facts['sha256']}" in capsys.readouterr().out
     assert facts["net"] == "alex" and "alexnet.pth:" in facts["sources"]
     np.testing.assert_array_equal(arrays["conv1.kernel"], backbone["features.3.weight"].values.transpose(2, 3, 1, 0))
     np.testing.assert_array_equal(arrays["linear4"], linears["lin4.model.1.weight"].values.ravel())
