@@ -42,11 +42,11 @@ HEADS = {
 GRIDS = {"released_face": FACE_GRID, "released_mouth": MOUTH_GRID}
 
 
-def make(kinds, degree=1, seed=0):
+def make(kinds, degree=1, seed=0, components=0):
     """(spec, params, alive) of a head of such kinds, with dead, faint and broken Gaussians in it."""
     rng = np.random.default_rng(seed)
     regions = tuple(render.RegionSpec(name, kind, GRIDS.get(kind, GRID), *more) for name, kind, *more in kinds)
-    spec = render.HeadSpec(regions, (4, 3), 6, degree)
+    spec = render.HeadSpec(regions, (4, 3), 6, degree, components)
     _, motions = render.motion_structure(spec)
     params, alive = {}, {}
     for i, region in enumerate(regions):
@@ -88,7 +88,7 @@ def camera(angle=0.1):
 @pytest.fixture(scope="module", params=HEADS)
 def pair(request):
     """(spec, params, alive, baked form, both ways to move, compiled) of a head."""
-    spec, params, alive = make(HEADS[request.param], degree=2)
+    spec, params, alive = make(HEADS[request.param], degree=2, components=2 if request.param == "ablations" else 0)
     graphs, _ = render.motion_structure(spec)
 
     def own(params, given):

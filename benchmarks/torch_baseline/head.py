@@ -66,7 +66,7 @@ class Head(nn.Module):
         self.regions = nn.ModuleDict()
         for region in description["regions"]:
             grid = motion.GridShape(**region["grid"])
-            network = motion.create(region["motion"], grid, description["audio_dim"], description["expression_dim"])
+            network = motion.create(region["motion"], grid, description["heard"], description["expression_dim"])
             self.regions[region["name"]] = Region(region["count"], coefficients, network)
         self._finish = torch.compile(finish) if compiled else finish
         if compiled:

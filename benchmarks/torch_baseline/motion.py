@@ -3,6 +3,7 @@ work. Attributes bear the names of the checkpoint's paths (`fg3dgs_jax.model.mot
 needs."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -102,19 +103,35 @@ class WindowAttention(nn.Module):
         return torch.softmax(self.linear(x[0, 0]), 0) @ tokens
 
 
-class AudioEncoder(nn.Module):
-    """Windows [8, A, D] -> tokens [8, 32] and their pooled vector [32]."""
+class Basis(nn.Module):
+    """Windows [8, A, D] -> their principal components [8, 1, C]; nothing of it learns."""
 
-    def __init__(self, audio_dim: int):
+    def __init__(self, heard: Sequence[int]):
         super().__init__()
-        channels = (audio_dim, 32, 32, 64, 64)
+        self.mean = nn.Parameter(torch.zeros(*heard[:2]), requires_grad=False)
+        self.directions = nn.Parameter(torch.zeros(*heard), requires_grad=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return torch.tensordot(audio - self.mean, self.directions, 2)[:, None]
+
+
+class AudioEncoder(nn.Module):
+    """Windows [8, A, D] -> tokens [8, 32] and their pooled vector [32].
+
+    heard: [A, D], or [A, D, C] where C principal components of a window are seen in its place.
+    """
+
+    def __init__(self, heard: Sequence[int]):
+        super().__init__()
+        self.basis = Basis(heard) if len(heard) == 3 else nn.Identity()
+        channels = (heard[-1], 32, 32, 64, 64)
         for i in range(4):
             setattr(self, f"conv{i}", nn.Conv1d(channels[i], channels[i + 1], 3, stride=2, padding=1))
         self.linear0, self.linear1 = nn.Linear(64, 64), nn.Linear(64, WIDTH)
         self.attention = WindowAttention()
 
     def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        x = audio.transpose(1, 2)
+        x = self.basis(audio).transpose(1, 2)
         for i in range(4):
             x = functional.leaky_relu(getattr(self, f"conv{i}")(x), LEAK)
         tokens = self.linear1(functional.leaky_relu(self.linear0(x.mean(2)), LEAK))
@@ -135,9 +152,9 @@ class ExpressionEncoder(nn.Module):
 class FaceMotion(nn.Module):
     """FG Eq. 6-8: deltas of means, quaternions and log-scales."""
 
-    def __init__(self, grid: GridShape, audio_dim: int, expression_dim: int):
+    def __init__(self, grid: GridShape, heard: Sequence[int], expression_dim: int):
         super().__init__()
-        self.grid, self.audio, self.expression = Grid(grid), AudioEncoder(audio_dim), ExpressionEncoder(expression_dim)
+        self.grid, self.audio, self.expression = Grid(grid), AudioEncoder(heard), ExpressionEncoder(expression_dim)
         self.attend_audio = MLP(grid.output_dim, 32, WIDTH)
         self.attend_expression = MLP(grid.output_dim, 16, expression_dim)
         self.deform = MLP(grid.output_dim + WIDTH + expression_dim, 64, 64, 10)
@@ -204,9 +221,9 @@ class CrossModalMotion(nn.Module):
 class MouthMotion(nn.Module):
     """TG's inside of the mouth: deltas of the means."""
 
-    def __init__(self, grid: GridShape, audio_dim: int):
+    def __init__(self, grid: GridShape, heard: Sequence[int]):
         super().__init__()
-        self.grid, self.audio = Grid(grid), AudioEncoder(audio_dim)
+        self.grid, self.audio = Grid(grid), AudioEncoder(heard)
         self.deform = MLP(grid.output_dim + WIDTH, 32, 32, 3)
 
     def constants(self, means: Tensor) -> tuple[Tensor, ...]:
@@ -218,14 +235,14 @@ class MouthMotion(nn.Module):
         return MEANS_SCALE * out * out.new_tensor([0.2, 1.0, 0.2]), None, None
 
 
-def create(kind: str, grid: GridShape, audio_dim: int, expression_dim: int) -> nn.Module:
+def create(kind: str, grid: GridShape, heard: Sequence[int], expression_dim: int) -> nn.Module:
     """A region's network: `constants(means)` is what no condition changes, the rest takes it with the condition."""
     if kind == "face":
-        return FaceMotion(grid, audio_dim, expression_dim)
+        return FaceMotion(grid, heard, expression_dim)
     if kind == "cross_audio":
-        return CrossModalMotion("audio", grid, audio_dim)
+        return CrossModalMotion("audio", grid, heard)
     if kind == "cross_expression":
         return CrossModalMotion("expression", grid, expression_dim)
     if kind == "mouth_mlp":
-        return MouthMotion(grid, audio_dim)
+        return MouthMotion(grid, heard)
     raise ValueError(f"the motion network {kind!r} has no PyTorch twin here")

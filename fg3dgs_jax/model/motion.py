@@ -6,6 +6,7 @@ Five kinds, see `create`. Parameter paths, by which optimizers match (`*` stands
     face, cross_audio, mouth_mlp
                        audio/conv0..3/*  audio/linear0..1/*
                        audio/attention/conv0..4/*  audio/attention/linear/*
+                       audio/basis/{mean,directions} where windows come as components (`HeadSpec`)
     face               expression/layer0..1/*
                        attend_audio/layer0..1/kernel  attend_expression/layer0..1/kernel  deform/layer0..2/kernel
     cross_audio        attention/{query,key,value,output}/kernel  attention/positions
@@ -76,11 +77,27 @@ class WindowAttention(nnx.Module):
         return jax.nn.softmax(self.linear(x[0, :, 0])) @ tokens
 
 
-class AudioEncoder(nnx.Module):
-    """Audio windows to tokens of 32 features: four stride-2 convolutions over the window, two linear layers (TG)."""
+class AudioBasis(nnx.Module):
+    """Windows to their components, by constants that are taken from the clip: see `data.audio_basis`."""
 
-    def __init__(self, audio_shape: tuple[int, int], *, rngs: nnx.Rngs):
-        channels = (audio_shape[1], 32, 32, 64, 64)
+    def __init__(self, audio_shape: tuple[int, int], components: int):
+        self.mean = nnx.Param(jnp.zeros(audio_shape))
+        self.directions = nnx.Param(jnp.zeros((*audio_shape, components)))
+
+    def __call__(self, audio: jax.Array) -> jax.Array:
+        """Windows f32 [8, A, D] -> f32 [8, 1, C]."""
+        return jnp.tensordot(audio - self.mean[...], self.directions[...], 2)[:, None]
+
+
+class AudioEncoder(nnx.Module):
+    """Audio windows to tokens of 32 features: four stride-2 convolutions over the window, two linear layers (TG).
+
+    Departure: of an `audio_shape` (A, D, C) it sees a window's C principal components in place of the window.
+    """
+
+    def __init__(self, audio_shape: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.basis = AudioBasis(audio_shape[:2], audio_shape[2]) if len(audio_shape) == 3 else None
+        channels = (audio_shape[-1], 32, 32, 64, 64)
         for i in range(4):
             setattr(self, f"conv{i}", _conv(*channels[i : i + 2], strides=2, rngs=rngs))
         self.linear0 = _dense(64, 64, rngs=rngs)
@@ -93,7 +110,7 @@ class AudioEncoder(nnx.Module):
         Each convolution halves the window, rounding up: 16 vectors end as one, as do 2. Longer windows end as several,
         which are averaged.
         """
-        x = audio
+        x = audio if self.basis is None else self.basis(audio)
         for i in range(4):
             x = jax.nn.leaky_relu(getattr(self, f"conv{i}")(x), _LEAK)
         x = jax.nn.leaky_relu(self.linear0(x.mean(1)), _LEAK)
@@ -125,7 +142,7 @@ class FaceMotion(nnx.Module):
     """The low-frequency face: region attention gates the conditions, an MLP deforms (FG Eq. 6-8, TG Eq. 7)."""
 
     def __init__(
-        self, grid: GridSpec, audio_shape: tuple[int, int], expression_dim: int, *, rngs: nnx.Rngs,
+        self, grid: GridSpec, audio_shape: tuple[int, ...], expression_dim: int, *, rngs: nnx.Rngs,
         predicts: tuple[str, ...] = deltas.DEFORMATION,
     ):  # fmt: skip
         self.predicts = predicts
@@ -266,11 +283,12 @@ class PlainMotion(nnx.Module):
 
 
 def create(
-    kind: str, grid: GridSpec, audio_shape: tuple[int, int], expression_dim: int, *, rngs: nnx.Rngs,
+    kind: str, grid: GridSpec, audio_shape: tuple[int, ...], expression_dim: int, *, rngs: nnx.Rngs,
     predicts: tuple[str, ...] = (),
 ) -> nnx.Module:  # fmt: skip
     """The motion network of a region: "face" (FG Eq. 6-8), "cross_audio" and "cross_expression" (FG Eq. 9-12),
-    "mouth_mlp" (TG) or "eyes_mlp". audio_shape is (A, D) of one window, expression_dim E: see `types.Condition`.
+    "mouth_mlp" (TG) or "eyes_mlp". audio_shape is (A, D) of one window, expression_dim E: see `types.Condition`;
+    (A, D, C) lets the network see C principal components of a window, once its `audio/basis` is filled in.
 
     predicts: names of `deltas.OUTPUTS`, none twice; empty: the face's whole deformation, elsewhere the means alone.
     Every network maps (means f32 [N, 3], Condition) to (Deltas, aux dict), and treats the means as constants.

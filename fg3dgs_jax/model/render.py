@@ -37,6 +37,7 @@ class HeadSpec:
     audio_shape: tuple[int, int]  # (A, D) of one audio window
     expression_dim: int
     sh_degree: int
+    audio_components: int = 0  # of a window, which networks see in its place; 0: they see windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,8 @@ def _fresh(spec: HeadSpec, seed: jax.Array) -> dict[str, dict]:
 def _create(spec: HeadSpec, region: RegionSpec, rngs: nnx.Rngs) -> nnx.Module:
     if region.motion in talking_gaussian.KINDS:
         return talking_gaussian.create(region.motion, region.grid, spec.audio_shape, rngs=rngs)
-    given = (spec.audio_shape, spec.expression_dim)
+    heard = (*spec.audio_shape, *([spec.audio_components] if spec.audio_components else []))
+    given = (heard, spec.expression_dim)
     return motion_lib.create(region.motion, region.grid, *given, rngs=rngs, predicts=region.predicts)
 
 

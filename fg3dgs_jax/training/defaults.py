@@ -80,6 +80,24 @@ def stage(**fields) -> ConfigDict:
     )
 
 
+def groups() -> dict:
+    """Groups of parameters: a regex for their paths, exactly one of which must match each.
+
+    `per_extent` rates are multiplied by the head's radius.
+    """
+    return {
+        "means": {"pattern": r".*/gaussians/means", "decay": 0.0, "per_extent": True},
+        "quats": {"pattern": r".*/gaussians/quats", "decay": 0.0, "per_extent": False},
+        "log_scales": {"pattern": r".*/gaussians/log_scales", "decay": 0.0, "per_extent": False},
+        "opacities": {"pattern": r".*/gaussians/logit_opacities", "decay": 0.0, "per_extent": False},
+        "sh": {"pattern": r".*/gaussians/sh", "decay": 0.0, "per_extent": False},
+        "grids": {"pattern": r".*/motion/grid/.*", "decay": 1e-2, "per_extent": False},
+        "audio_basis": {"pattern": r".*/motion/audio/basis/.*", "decay": 0.0, "per_extent": False},
+        "audio": {"pattern": r".*/motion/audio/(?!basis/).*", "decay": 1e-4, "per_extent": False},
+        "networks": {"pattern": r".*/motion/(?!grid/|audio/).*", "decay": 0.0, "per_extent": False},
+    }
+
+
 def base() -> ConfigDict:
     """What all configs share; `layers`, `regions`, `schedule` and `stages` are left to them."""
     return ConfigDict(
@@ -87,8 +105,10 @@ def base() -> ConfigDict:
             "data": "",  # dataset folder: from `preprocess`, or in the AD-NeRF / ER-NeRF / TalkingGaussian layout
             "synthetic": {"frames": 0, "size": 192, "seed": 0},  # frames > 0 and no `data`: make the procedural clip
             "audio_features": config_dict.placeholder(str),  # another front end than the folder's own
-            # Noise on the audio features while their networks learn, in standard deviations of the features: on each
-            # value, and on all of a frame's values together (loudness, for log-mel bands).
+            # Principal components of an audio window that networks see in its place; 0: they see the window.
+            "audio_components": 0,
+            # Noise on the audio features while their networks learn, in standard deviations of what the networks see:
+            # on each value; and of the features, on all of a frame's values together (loudness, for log-mel bands).
             "audio_noise": {"each": 0.0, "level": 0.0},
             # Per-person ranges of expression coefficients, from training frames alone, and smoothing over time.
             "expression": {
@@ -113,18 +133,7 @@ def base() -> ConfigDict:
             "stages": {},
             "sh_degree": 2,
             "sh_every": 1_000,  # steps per additional degree
-            # Groups of parameters: a regex for their paths, exactly one of which must match each.
-            # `per_extent` rates are multiplied by the head's radius.
-            "groups": {
-                "means": {"pattern": r".*/gaussians/means", "decay": 0.0, "per_extent": True},
-                "quats": {"pattern": r".*/gaussians/quats", "decay": 0.0, "per_extent": False},
-                "log_scales": {"pattern": r".*/gaussians/log_scales", "decay": 0.0, "per_extent": False},
-                "opacities": {"pattern": r".*/gaussians/logit_opacities", "decay": 0.0, "per_extent": False},
-                "sh": {"pattern": r".*/gaussians/sh", "decay": 0.0, "per_extent": False},
-                "grids": {"pattern": r".*/motion/grid/.*", "decay": 1e-2, "per_extent": False},
-                "audio": {"pattern": r".*/motion/audio/.*", "decay": 1e-4, "per_extent": False},
-                "networks": {"pattern": r".*/motion/(?!grid/|audio/).*", "decay": 0.0, "per_extent": False},
-            },
+            "groups": groups(),
             # Pretrained networks, files of `convert` or `train_sync`; without one the terms that ask it are left out.
             "judges": {"lpips": "", "sync": ""},
             "sh_rest": 0.05,  # SH above degree 0 learn this much slower

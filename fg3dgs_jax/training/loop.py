@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from fg3dgs_jax.data.audio_basis import AudioBasis, audio_basis
 from fg3dgs_jax.data.dataset import Dataset, prefetch, snippet_starts
 from fg3dgs_jax.data.sampling import FrameSampler
 from fg3dgs_jax.errors import UserError
@@ -44,6 +45,7 @@ class Run:
     tasks: dict[str, stages.RegionTask]
     stages: tuple[stages.Stage, ...]
     judges: dict  # pretrained networks by name, on the device
+    basis: AudioBasis | None  # what networks see of audio windows; None: all
 
     @property
     def total_steps(self) -> int:
@@ -89,7 +91,7 @@ def prepare(config: ConfigDict, dataset: Dataset, workdir: Path) -> Run:
     spec = stages.head_spec(config, dataset.audio_features.shape[1:], dataset.expression.shape[1], dataset.extent)
     graphs, shapes = motion_structure(spec)
     tasks, networks = stages.tasks(config, _crops(dataset)), jax.device_put(judges.load(config))
-    run = Run(config, dataset, workdir, spec, graphs, tasks, found, networks)
+    run = Run(config, dataset, workdir, spec, graphs, tasks, found, networks, _basis(dataset, config.audio_components))
     for stage in found:
         _check_frames(dataset, stage)
         _sampler(run, stage)
@@ -98,6 +100,14 @@ def prepare(config: ConfigDict, dataset: Dataset, workdir: Path) -> Run:
     for path in optim.paths({name: {"gaussians": fields, "motion": shapes[name]} for name in config.layers}):
         optim.group_of(path, plan(run, found[0], None).rates.groups)
     return run
+
+
+def _basis(dataset: Dataset, components: int) -> AudioBasis | None:
+    """The components that networks see of audio windows, from training frames alone. Raises UserError."""
+    try:
+        return audio_basis(dataset.audio_features[dataset.train_ids], components) if components else None
+    except ValueError as error:
+        raise UserError(f"--config.audio_components={components}: {dataset.path} is too little ({error})") from None
 
 
 def _check_frames(dataset: Dataset, stage: stages.Stage) -> None:
@@ -120,6 +130,8 @@ def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
     """What `make_step` needs for a stage; `max_pairs` None: as many as it takes."""
     groups = {name: optim.Group(**fields.to_dict()) for name, fields in run.config.groups.items()}
     deviation = float(np.std(run.dataset.audio_features))
+    # Along each direction, of length 1 / deviation, noise is as strong as on each value.
+    each = deviation if run.basis is None else 1.0 / float(np.linalg.norm(run.basis.directions[..., 0]))
     return Plan(
         spec=run.spec,
         graphs=run.graphs,
@@ -127,7 +139,7 @@ def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
         stage=stage,
         rates=optim.Rates(groups, stage.rates, run.dataset.extent, run.config.sh_rest, stage.only),
         options=RasterOptions(run.config.rasterizer.backend, max_pairs, run.config.rasterizer.deterministic),
-        audio_noise=run.config.audio_noise.each * deviation,
+        audio_noise=run.config.audio_noise.each * each,
         audio_level=run.config.audio_noise.level * deviation,
         camera_rule=_camera_rule(run, stage),
     )
@@ -155,7 +167,7 @@ def first_state(run: Run) -> TrainState:
                 "look at the dataset's contact sheet, its labels or poses are off."
             )
         gaussians, pools[region.name] = pool_lib.from_points(points, colors, fields.capacity, run.spec.sh_degree)
-        params[region.name] = {"gaussians": gaussians, "motion": motions[region.name]}
+        params[region.name] = {"gaussians": gaussians, "motion": _hearing(motions[region.name], run.basis)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -166,6 +178,14 @@ def first_state(run: Run) -> TrainState:
         pairs_needed=jnp.zeros((), jnp.int32),
         cameras=cameras.init(run.dataset.num_frames) if run.config.pose.refine else None,
     )
+
+
+def _hearing(motion: dict, basis: AudioBasis | None) -> dict:
+    """A fresh motion network with its constants filled in."""
+    if basis is None or "audio" not in motion:
+        return motion
+    constants = {name: jnp.asarray(value) for name, value in basis._asdict().items()}
+    return {**motion, "audio": {**motion["audio"], "basis": constants}}
 
 
 def info_of(run: Run) -> dict:

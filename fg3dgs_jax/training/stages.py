@@ -205,4 +205,6 @@ def head_spec(config: ConfigDict, audio_shape: tuple[int, int], expression_dim: 
         except ValueError as error:
             raise UserError(f"--config.regions.{name}.grid: {error}") from None
         regions.append(RegionSpec(name, region.motion, grid, tuple(region.predicts)))
-    return HeadSpec(tuple(regions), tuple(audio_shape), expression_dim, config.sh_degree)
+    if config.audio_components < 0:
+        raise UserError(f"--config.audio_components={config.audio_components}: give a number of components, or 0")
+    return HeadSpec(tuple(regions), tuple(audio_shape), expression_dim, config.sh_degree, config.audio_components)
