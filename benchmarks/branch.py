@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from fg3dgs_jax import cli
-from fg3dgs_jax.data.dataset import open_dataset
+from fg3dgs_jax.train import find_dataset
 from fg3dgs_jax.training import checkpoint, loop
 
 
@@ -18,7 +18,7 @@ def begin(folder: Path, arguments: Sequence[str], workdir: Path) -> None:
     Raises UserError where the config makes another model than the checkpoint holds.
     """
     config, _ = cli.parse_train([*arguments, f"--workdir={workdir}"], __doc__)
-    run = loop.prepare(config, open_dataset(config.data), workdir)
+    run = loop.prepare(config, find_dataset(config, workdir), workdir)
     shutil.copytree(folder, workdir / "checkpoints" / folder.name)
     state, step, _ = checkpoint.restore_latest(workdir, loop.first_state(run))
     key = jax.random.key_data(jax.random.key(config.seed))

@@ -1,17 +1,19 @@
 """Times one whole training step of configs/fg3dgs.py: stage x pixels x Gaussians, and what compiling it costs.
 
-    python benchmarks/train_step.py [--quick] [--judges] [--out benchmarks/results/train_step.json]
+    python benchmarks/train_step.py [--quick] [--judges] [--run RUN] [--out benchmarks/results/train_step.json]
 
 The data is a procedural clip; all slots of the pools are alive, the regions' shares are the config's (face : mouth :
-eyes = 8 : 4 : 2). The head is first trained for a few steps, so that Gaussians have sizes as they occur in a run. The
-native picture loss and rasterizer must agree with their pure-JAX twins before anything is timed. --judges times fusion
-with LPIPS (AlexNet) and alignment, whose step renders five frames, with random weights of the published sizes.
+eyes = 8 : 4 : 2). Seeds are larger than what training makes of them, and cost more: with --run a trained head is timed
+too, on its own clip, the stages of its own config. The native picture loss and rasterizer must agree with their
+pure-JAX twins before anything is timed. --judges times fusion with LPIPS (AlexNet) and alignment, whose step renders
+five frames, with random weights of the published sizes.
 """
 
 import argparse
 import json
 import operator
 import resource
+import shutil
 import statistics
 import tempfile
 import time
@@ -21,12 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rasterizer as rasterizer_benchmark
+from ml_collections import ConfigDict
 
 from fg3dgs_jax import cli
 from fg3dgs_jax.data import synthetic, weights
 from fg3dgs_jax.data.dataset import Dataset, open_dataset, snippet_starts
 from fg3dgs_jax.losses import image, lpips, sync
-from fg3dgs_jax.training import loop
+from fg3dgs_jax.rasterizer import rasterize
+from fg3dgs_jax.training import checkpoint, loop
 from fg3dgs_jax.training.step import make_step
 
 CONFIG = Path(__file__).parents[1] / "configs" / "fg3dgs.py"
@@ -70,6 +74,27 @@ def prepare(dataset: Dataset, gaussians: int, workdir: Path, judges: dict[str, s
     return loop.prepare(config, dataset, workdir)
 
 
+def resume(path: Path, workdir: Path) -> tuple[loop.Run, object]:
+    """A trained run and its last state; what its config did not know yet is as it is by default."""
+    _, info = checkpoint.load_for_inference(path)
+    known = {**cli.load_config(str(CONFIG)).to_dict(), **info["config"], "judges": {"lpips": "", "sync": ""}}
+    config = ConfigDict(known)
+    run = loop.prepare(config, open_dataset(info["data"], config.audio_features), workdir)
+    state, _, _ = checkpoint.restore_latest(path, loop.first_state(run))
+    return run, jax.tree.map(jnp.asarray, state)
+
+
+def pairs(run: loop.Run, state) -> int:
+    """Tile-Gaussian pairs of a frame's regions at rest: what its rasterizer works on."""
+    camera, total = run.dataset.camera(int(run.dataset.train_ids[0])), 0
+    for name, pool in state.pools.items():
+        shape = state.params[name]["gaussians"]
+        opacities = jax.nn.sigmoid(shape.logit_opacities) * pool.alive
+        given = (shape.means, shape.quats, jnp.exp(shape.log_scales), opacities, shape.sh)
+        total += int(rasterize(*given, camera.viewmat, camera.intrinsics, camera.width, camera.height).num_pairs)
+    return total
+
+
 def fill(state):
     """Every slot alive, since a dead one costs the rasterizer nothing: those left empty copy live ones in turn."""
     params, pools = dict(state.params), dict(state.pools)
@@ -82,9 +107,9 @@ def fill(state):
     return state.replace(params=params, pools=pools)
 
 
-def time_stage(run: loop.Run, stage, rounds: int) -> dict:
-    """Median and spread of a step in milliseconds, and the seconds its first call took."""
-    state = fill(loop.first_state(run))
+def time_stage(run: loop.Run, begin, stage, rounds: int) -> dict:
+    """Median and spread of a step in milliseconds, and the seconds its first call took, from the state `begin`."""
+    state = jax.tree.map(jnp.array, begin)  # a copy: steps change their state in place
     ids = run.dataset.train_ids
     if stage.frames > 1:
         starts = snippet_starts(ids, stage.frames)
@@ -108,7 +133,8 @@ def time_stage(run: loop.Run, stage, rounds: int) -> dict:
     return {
         "stage": stage.name,
         "size": run.dataset.width,
-        "gaussians": int(sum(pool.alive.shape[0] for pool in state.pools.values())),
+        "gaussians": int(sum(int(pool.alive.sum()) for pool in begin.pools.values())),
+        "pairs": pairs(run, begin),
         "ms": statistics.median(times),
         "ms_low": min(times),
         "first_call_s": first,
@@ -116,11 +142,26 @@ def time_stage(run: loop.Run, stage, rounds: int) -> dict:
     }
 
 
+def time_stages(head: str, run: loop.Run, begin, flags: argparse.Namespace) -> list[dict]:
+    """A row for each stage of a run, printed as it is there."""
+    rows = []
+    for stage in run.stages[2:] if flags.judges else run.stages:
+        row = {"head": head, **time_stage(run, begin, stage, 5 if flags.quick else flags.rounds)}
+        rows.append(row)
+        print(
+            f"{head:11} {row['stage']:9} {row['size']:7} {row['gaussians']:10} {row['pairs']:8} {row['ms']:11.1f} "
+            f"{row['ms_low']:8.1f} {row['first_call_s']:14.1f} {row['peak_gb']:9.2f}",
+            flush=True,
+        )
+    return rows
+
+
 def main() -> None:
     """Prints a table and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one size, few rounds")
     parser.add_argument("--judges", action="store_true", help="fusion with LPIPS, and alignment, alone")
+    parser.add_argument("--run", type=Path, metavar="RUN", help="a trained run to time too, beside its dataset")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "train_step.json")
     flags = parser.parse_args()
@@ -128,22 +169,17 @@ def main() -> None:
     assert_parity()
     cases = [(512, 20_000)] if flags.quick else [(256, 14_000), (512, 20_000), (512, 30_000)]
     rows = []
-    print("stage      pixels  Gaussians  ms, median  fastest  first call, s  peak, GB")
+    print("head        stage      pixels  Gaussians    pairs  ms, median  fastest  first call, s  peak, GB")
     with tempfile.TemporaryDirectory() as folder:
         for size, gaussians in cases:
             path = Path(folder) / str(size)
-            if not path.exists():
-                synthetic.make(path, 25, size)
+            synthetic.make(path, 25, size)
             judges = random_judges(Path(folder)) if flags.judges else {}
             run = prepare(open_dataset(path), gaussians, Path(folder) / "run", judges)
-            for stage in run.stages[2:] if flags.judges else run.stages:
-                row = time_stage(run, stage, 5 if flags.quick else flags.rounds)
-                rows.append(row)
-                print(
-                    f"{row['stage']:9} {row['size']:7} {row['gaussians']:10} {row['ms']:11.1f} {row['ms_low']:8.1f} "
-                    f"{row['first_call_s']:14.1f} {row['peak_gb']:9.2f}",
-                    flush=True,
-                )
+            rows += time_stages("procedural", run, fill(loop.first_state(run)), flags)
+            shutil.rmtree(path)
+        if flags.run:
+            rows += time_stages("trained", *resume(flags.run, Path(folder) / "run"), flags)
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.write_text(json.dumps({"machine": rasterizer_benchmark.machine(), "rows": rows}, indent=1) + "\n")
     print(f"wrote {flags.out}")

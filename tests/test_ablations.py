@@ -302,8 +302,11 @@ def test_finished_runs_are_not_trained_again(benchmark, monkeypatch, tmp_path, c
 
 
 def test_rows_continue_from_one_checkpoint(benchmark, monkeypatch, tmp_path, clip):
-    """The same head at the same step under another seed, and `evaluate` is given the judges."""
-    tiny = [f"--config={ROOT}/configs/tiny.py", f"--config.data={clip.path}"]
+    """The same head at the same step under another seed, hearing the same; and `evaluate` is given the judges."""
+    heard = tmp_path / "heard.npy"
+    np.save(heard, np.random.default_rng(0).normal(size=(clip.num_frames, 4, 5)).astype(np.float32))
+    tiny = [f"--config={ROOT}/configs/tiny.py", f"--config.data={clip.path}", f"--config.audio_features={heard}"]
+    clip = open_dataset(clip.path, str(heard))
     config, _ = cli.parse_train([*tiny, f"--workdir={tmp_path / 'first'}"], "")
     run = loop.prepare(config, clip, tmp_path / "first")
     state = loop.first_state(run)
