@@ -5,7 +5,9 @@ portraits). With the values that the paper prints, or those of its published rec
     python -m fg3dgs_jax.train --config=configs/talking_gaussian.py --config.data=DIR --workdir=RUN
     python -m fg3dgs_jax.train --config=configs/talking_gaussian.py:released --config.data=DIR --workdir=RUN
 Departures: both branches learn from the same frame of a step, so their incremental sampling takes turns; seeds and
-backgrounds are those of configs/fg3dgs.py; mouth motion is penalised like the face's, which the recipe leaves free.
+backgrounds are those of configs/fg3dgs.py; mouth motion is penalised like the face's, which the recipe leaves free;
+nothing is removed for being wide on the screen. With the recipe's limit of 20 pixels those remained that the motion
+network widens, and it widened them without end: of 8,192 Gaussians of a face 541 were left, and PSNR fell to 11 dB.
 """
 
 from fg3dgs_jax.training import defaults
@@ -49,7 +51,7 @@ def get_config(values: str = "paper"):
         rates={"means": (1.2e-4, 1.6e-6), **defaults.SPLAT_RATES, **motion},
         weights={**defaults.PHOTO_WEIGHTS, **defaults.DELTA_WEIGHTS},
         densify=defaults.densify(
-            start=0, stop=MOTION - 1_000, percent_dense=0.005, min_opacity=(0.05, 0.3), max_radius=20.0, max_scale=0.1
+            start=0, stop=MOTION - 1_000, percent_dense=0.005, min_opacity=(0.05, 0.3), max_scale=0.1
         ),
         curricula={
             "blink": _window("blink", 15, 37_000, lower=(-0.075, 0.85), upper=(0.375, 1.3)),
