@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import compare
 from torch_baseline import report
+
+from fg3dgs_jax.model import motion
 
 NO_TORCH = "PyTorch is not installed: `python -m pip install torch==2.13.0`, and run this file again"
 SIZE, COUNT = 72, 700  # pixels (not a multiple of the tile), Gaussians
@@ -165,3 +168,22 @@ def test_a_step_moves_what_learns_and_counts_what_was_seen(case, sides):
     call = sides[1].stepper("fusion")
     first, second = call(0), call(1)
     assert np.isfinite([first, second]).all() and first != second
+
+
+def test_the_twin_hears_principal_components():
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    from torch_baseline import motion as twin
+
+    rng, shape = np.random.default_rng(0), (16, 5, 3)
+    graph, like = nnx.split(motion.AudioEncoder(shape, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) / 4, nnx.to_pure_dict(like))
+    state = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        kernel = name.endswith(".kernel")  # PyTorch's axes are the other way round
+        state[name.replace(".kernel", ".weight")] = torch.from_numpy(np.array(leaf.transpose() if kernel else leaf))
+    theirs = twin.AudioEncoder(shape)
+    theirs.load_state_dict(state)
+    windows = rng.normal(size=(8, 16, 5)).astype(np.float32)
+    for a, b in zip(theirs(torch.from_numpy(windows)), nnx.merge(graph, params)(windows), strict=True):
+        np.testing.assert_allclose(a.detach().numpy(), b, rtol=1e-5, atol=1e-5)  # float32 sums of 200 terms
