@@ -74,11 +74,17 @@ def prepare(dataset: Dataset, gaussians: int, workdir: Path, judges: dict[str, s
     return loop.prepare(config, dataset, workdir)
 
 
+def merged(usual: dict, known: dict) -> dict:
+    """`known` over `usual`, also inside dictionaries that both have."""
+    both = {key: merged(usual[key], known[key]) for key in usual.keys() & known if isinstance(known[key], dict)}
+    return {**usual, **known, **both}
+
+
 def resume(path: Path, workdir: Path) -> tuple[loop.Run, object]:
     """A trained run and its last state; what its config did not know yet is as it is by default."""
     _, info = checkpoint.load_for_inference(path)
-    known = {**cli.load_config(str(CONFIG)).to_dict(), **info["config"], "judges": {"lpips": "", "sync": ""}}
-    config = ConfigDict(known)
+    known = {**info["config"], "judges": {"lpips": "", "sync": ""}}
+    config = ConfigDict(merged(cli.load_config(str(CONFIG)).to_dict(), known))
     run = loop.prepare(config, open_dataset(info["data"], config.audio_features), workdir)
     state, _, _ = checkpoint.restore_latest(path, loop.first_state(run))
     return run, jax.tree.map(jnp.asarray, state)
