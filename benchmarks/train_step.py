@@ -30,6 +30,7 @@ from fg3dgs_jax.data import synthetic, weights
 from fg3dgs_jax.data.dataset import Dataset, open_dataset, snippet_starts
 from fg3dgs_jax.losses import image, lpips, sync
 from fg3dgs_jax.rasterizer import rasterize
+from fg3dgs_jax.train import find_dataset
 from fg3dgs_jax.training import checkpoint, loop
 from fg3dgs_jax.training.step import make_step
 
@@ -85,7 +86,7 @@ def resume(path: Path, workdir: Path) -> tuple[loop.Run, object]:
     _, info = checkpoint.load_for_inference(path)
     known = {**info["config"], "judges": {"lpips": "", "sync": ""}}
     config = ConfigDict(merged(cli.load_config(str(CONFIG)).to_dict(), known))
-    run = loop.prepare(config, open_dataset(info["data"], config.audio_features), workdir)
+    run = loop.prepare(config, find_dataset(config, path), workdir)
     state, _, _ = checkpoint.restore_latest(path, loop.first_state(run))
     return run, jax.tree.map(jnp.asarray, state)
 

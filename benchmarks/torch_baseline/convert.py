@@ -41,7 +41,7 @@ def describe(spec: HeadSpec, alive: Mapping[str, np.ndarray]) -> dict:
         regions.append({"name": region.name, "motion": region.motion, "grid": shape, "count": count})
     return {
         "regions": regions,
-        "heard": [*spec.audio_shape, *([spec.audio_components] if spec.audio_components else [])],
+        "heard": list(spec.heard),
         "expression_dim": spec.expression_dim,
         "sh_degree": spec.sh_degree,
     }

@@ -103,7 +103,7 @@ class WindowAttention(nn.Module):
         return torch.softmax(self.linear(x[0, 0]), 0) @ tokens
 
 
-class Basis(nn.Module):
+class Projection(nn.Module):
     """Windows [8, A, D] -> their principal components [8, 1, C]; nothing of it learns."""
 
     def __init__(self, heard: Sequence[int]):
@@ -123,7 +123,7 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, heard: Sequence[int]):
         super().__init__()
-        self.basis = Basis(heard) if len(heard) == 3 else nn.Identity()
+        self.basis = Projection(heard) if len(heard) == 3 else nn.Identity()
         channels = (heard[-1], 32, 32, 64, 64)
         for i in range(4):
             setattr(self, f"conv{i}", nn.Conv1d(channels[i], channels[i + 1], 3, stride=2, padding=1))

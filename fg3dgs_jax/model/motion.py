@@ -77,7 +77,7 @@ class WindowAttention(nnx.Module):
         return jax.nn.softmax(self.linear(x[0, :, 0])) @ tokens
 
 
-class AudioBasis(nnx.Module):
+class Projection(nnx.Module):
     """Windows to their components, by constants that are taken from the clip: see `data.audio_basis`."""
 
     def __init__(self, audio_shape: tuple[int, int], components: int):
@@ -96,7 +96,7 @@ class AudioEncoder(nnx.Module):
     """
 
     def __init__(self, audio_shape: tuple[int, ...], *, rngs: nnx.Rngs):
-        self.basis = AudioBasis(audio_shape[:2], audio_shape[2]) if len(audio_shape) == 3 else None
+        self.basis = Projection(audio_shape[:2], audio_shape[2]) if len(audio_shape) == 3 else None
         channels = (audio_shape[-1], 32, 32, 64, 64)
         for i in range(4):
             setattr(self, f"conv{i}", _conv(*channels[i : i + 2], strides=2, rngs=rngs))

@@ -39,6 +39,11 @@ class HeadSpec:
     sh_degree: int
     audio_components: int = 0  # of a window, which networks see in its place; 0: they see windows
 
+    @property
+    def heard(self) -> tuple[int, ...]:
+        """What networks are built for: (A, D), or (A, D, C) where they see C components, see `motion.create`."""
+        return (*self.audio_shape, *([self.audio_components] if self.audio_components else []))
+
 
 @dataclasses.dataclass(frozen=True)
 class RasterOptions:
@@ -74,8 +79,7 @@ def _fresh(spec: HeadSpec, seed: jax.Array) -> dict[str, dict]:
 def _create(spec: HeadSpec, region: RegionSpec, rngs: nnx.Rngs) -> nnx.Module:
     if region.motion in talking_gaussian.KINDS:
         return talking_gaussian.create(region.motion, region.grid, spec.audio_shape, rngs=rngs)
-    heard = (*spec.audio_shape, *([spec.audio_components] if spec.audio_components else []))
-    given = (heard, spec.expression_dim)
+    given = (spec.heard, spec.expression_dim)
     return motion_lib.create(region.motion, region.grid, *given, rngs=rngs, predicts=region.predicts)
 
 
