@@ -137,8 +137,7 @@ const char* grid_encode_cuda(const Grid& g, const float* tables, const float* po
 
 const char* grid_backward_tables_cuda(const Grid& g, const float* positions, const float* cotangent, float* out,
                                       CUstream_st* stream) {
-  const cudaError_t error = cudaMemsetAsync(out, 0, 3 * grid_entries(g) * sizeof(float), stream);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
+  if (const char* message = clear(out, 3 * grid_entries(g) * static_cast<int64_t>(sizeof(float)), stream)) return message;
   return launch(backward_tables, 3 * g.levels * point_blocks(g), kThreads, stream, to_device(g), positions, cotangent,
                 out);
 }

@@ -12,15 +12,9 @@ constexpr int kChannels = 4;  // of a launch, unless there are three
 #define FG_TRY(step) \
   if (const char* message = (step)) return message
 
-const char* clear(const CudaWork& w, cudaStream_t stream) {
-  // The fields that start from zero lie first.
-  const cudaError_t error = cudaMemsetAsync(w.box_pairs, 0, w.zeroed_bytes, stream);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
 const char* find_lists(const CudaWork& w, int32_t* radii, int32_t* num_pairs, cudaStream_t stream) {
   const int64_t blocks = gaussian_blocks(w.scene.n);
-  FG_TRY(clear(w, stream));
+  FG_TRY(clear(w.box_pairs, w.zeroed_bytes, stream));  // the fields that start from zero lie first
   FG_TRY(launch(project_gaussians, blocks, kCudaThreads, stream, w, radii));
   FG_TRY(launch(reserve_lists, (w.tiles + kCudaThreads - 1) / kCudaThreads, kCudaThreads, stream, w, num_pairs));
   return launch(scatter_gaussians, blocks, kCudaThreads, stream, w);

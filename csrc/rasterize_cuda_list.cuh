@@ -176,7 +176,8 @@ __device__ __forceinline__ void for_gaussians(const CudaWork& w, int64_t tile, i
   }
 }
 
-// alpha of one Gaussian at a pixel (0 where skipped), and what it leaves of the transmittance.
+// alpha of one Gaussian at a pixel (0 where skipped), and what it leaves of the transmittance. Products are only added by
+// fmaf, as in `touches`: the backward pass must draw and stop where the forward pass did.
 struct Layer {
   float dx, dy, exponent, alpha, weight, left;
 };
@@ -185,10 +186,10 @@ __device__ __forceinline__ Layer blend_layer(const Splat& g, const Pixel& p, flo
   Layer o;
   o.dx = p.px - g.x;
   o.dy = p.py - g.y;
-  o.exponent = o.dx * (g.a * o.dx + g.b * o.dy) + (g.c * o.dy * o.dy + g.level);
+  o.exponent = fmaf(o.dx, fmaf(g.a, o.dx, g.b * o.dy), fmaf(g.c * o.dy, o.dy, g.level));
   o.alpha = o.exponent >= kLog2MinAlpha ? exp2f(min(o.exponent, kLog2MaxAlpha)) : 0.0f;
   o.weight = o.alpha * transmittance;
-  o.left = transmittance - o.weight;
+  o.left = fmaf(-o.alpha, transmittance, transmittance);
   if (!(o.left >= kMinTransmittance)) o.weight = o.left = 0.0f;  // also where it has stopped before
   return o;
 }

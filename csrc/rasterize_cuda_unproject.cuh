@@ -58,6 +58,8 @@ __device__ __forceinline__ void unproject_one(const CudaWork& w, const Gradients
   const Camera cam = load_camera(s);
   const float* mean = s.means + 3 * i;
   const Projection<float> o = project(cam, mean, s.quats + 4 * i, s.scales + 3 * i);
+  // A needle whose determinant is all rounding: compiled here, it may round to nothing where it did not when drawn.
+  if (!(o.det > 0.0f)) return fill_gradients(s, out, i, 0.0f);
   float sums[kMoments], through[3] = {};
   for (int k = 0; k < kMoments; ++k) sums[k] = read_sum(w, i * w.stride + k);
   color_gradients(w, cam, i, mean, out.colors, through);

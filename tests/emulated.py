@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import functools
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -14,51 +15,76 @@ import numpy as np
 from fg3dgs_jax.types import Rendered
 
 ROOT = Path(__file__).parents[1]
-# setjmp's checked form refuses to jump between stacks. No fused products: the same bits on every machine.
-FLAGS = (
-    "-ffp-contract=off",
-    "-std=c++17",
-    "-O2",
-    "-U_FORTIFY_SOURCE",
-    "-fPIC",
-    "-shared",
-    "-Wall",
-    "-Wno-unused-function",
-)
-
+EMULATION = ROOT / "tests" / "cuda_emulation"
+# setjmp's checked form refuses to jump between stacks.
+FLAGS = ("-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-Wall", "-Wno-unused-function")
+LIBRARY = ("-fPIC", "-shared", str(EMULATION / "kernels.cc"), "-ldl")
+PLAIN = ("-ffp-contract=off",)  # no fused products: the same bits on every machine
+# As nvcc's: the compiler fuses products and sums where it likes, in one kernel so and in another otherwise.
+FUSED = ("-ffp-contract=fast", *(["-mfma"] if platform.machine().lower() in ("x86_64", "amd64") else []))
 
 COMPILED = "FG3DGS_EMULATED_KERNELS"  # where a process that this one starts finds them compiled
+GUARD = 1024  # bytes on either side of an array, which nobody may write or believe
 
 
 @functools.cache
-def load() -> ctypes.CDLL:
+def load(fused: bool = False) -> ctypes.CDLL:
     """Compiled once per test run, by $CXX or the system's C++ compiler, without which the package does not build."""
-    return ctypes.CDLL(os.environ.get(COMPILED) or _compile())
+    plain = None if fused else os.environ.get(COMPILED)
+    library = ctypes.CDLL(plain or compiled(*(FUSED if fused else PLAIN), *LIBRARY))
+    for name in ("forward", "backward", "grid", "launch"):
+        getattr(library, f"emulated_{name}").restype = ctypes.c_char_p
+    return library
 
 
 @functools.cache
-def _compile() -> str:
+def compiled(*arguments: str) -> str:
+    """The file that the compiler makes of these flags and sources."""
     compiler = os.environ.get("CXX") or "c++"
     folder = tempfile.mkdtemp(prefix="fg3dgs_emulated_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    out, emulation = f"{folder}/kernels.so", ROOT / "tests" / "cuda_emulation"
-    includes = (f"-I{ROOT / 'csrc'}", f"-I{emulation}")
-    subprocess.run([*compiler.split(), *FLAGS, *includes, str(emulation / "kernels.cc"), "-o", out], check=True)
-    return out
+    includes = (f"-I{ROOT / 'csrc'}", f"-I{EMULATION}")
+    subprocess.run([*compiler.split(), *FLAGS, *includes, *arguments, "-o", f"{folder}/out"], check=True)
+    return f"{folder}/out"
 
 
 def environment() -> dict[str, str]:
     """For a process that uses them too."""
     paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
-    return {**os.environ, "PYTHONPATH": paths, COMPILED: os.environ.get(COMPILED) or _compile()}
+    return {**os.environ, "PYTHONPATH": paths, COMPILED: os.environ.get(COMPILED) or compiled(*PLAIN, *LIBRARY)}
 
 
 def _pointers(arrays):
     return (ctypes.c_void_p * len(arrays))(*(x.ctypes.data for x in arrays))
 
 
+def _guarded(shape, dtype=np.float32) -> np.ndarray:
+    """An array between guards, all of it NaN (integers: -1). Never at the start of 256 bytes: XLA's are, by chance."""
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    whole = np.full(count + 2 * GUARD, 0xFF, np.uint8)
+    return whole[GUARD : GUARD + count].view(dtype).reshape(shape)
+
+
+def _inside(array) -> np.ndarray:
+    """A copy between guards."""
+    out = _guarded(np.shape(array))
+    out[...] = array
+    return out
+
+
+def _done(message, written) -> None:
+    """After a call: it went well, and wrote between the guards only."""
+    for array in written:
+        whole = array
+        while whole.base is not None:
+            whole = whole.base
+        assert (whole[:GUARD] == 0xFF).all() and (whole[-GUARD:] == 0xFF).all(), "a write beside an array"
+    if message:
+        raise RuntimeError(message.decode())
+
+
 def _inputs(operands, width, height, max_pairs):
-    arrays = [np.ascontiguousarray(x, np.float32) for x in operands]
+    arrays = [_inside(x) for x in operands]
     colors = arrays[4]
     sh = colors.ndim == 3
     limit = -1 if max_pairs is None else max_pairs
@@ -66,31 +92,32 @@ def _inputs(operands, width, height, max_pairs):
     return arrays, (ctypes.c_int64 * 6)(*sizes), sizes[1]
 
 
-def forward(operands, width=70, height=50, *, near=0.01, max_pairs=None, room=-1, order=0) -> Rendered:
+def forward(operands, width=70, height=50, *, near=0.01, max_pairs=None, room=-1, order=0, fused=False) -> Rendered:
     """What `rasterize` returns. `room`: pairs that the tiles' lists may hold; `order` of threads: 0, 1 or a seed."""
     arrays, sizes, channels = _inputs(operands, width, height, max_pairs)
-    images = [
-        np.full(shape, 7e7, np.float32) for shape in ((height, width, channels), (height, width), (height, width))
-    ]
-    radii, pairs = np.full(sizes[0], -7, np.int32), np.full(1, -7, np.int32)
-    load().emulated_forward(
+    images = [_guarded(shape) for shape in ((height, width, channels), (height, width), (height, width))]
+    radii, pairs = _guarded(sizes[0], np.int32), _guarded(1, np.int32)
+    said = load(fused).emulated_forward(
         _pointers(arrays), sizes, ctypes.c_float(near), ctypes.c_int64(room), ctypes.c_uint(order), _pointers(images),
         ctypes.c_void_p(radii.ctypes.data), ctypes.c_void_p(pairs.ctypes.data),
     )  # fmt: skip
+    _done(said, [*images, radii, pairs])
     return Rendered(*images, radii, pairs[0])
 
 
 def backward(
-    operands, images, cotangents, width=70, height=50, *, near=0.01, max_pairs=None, room=-1, order=0, exact=False
-) -> tuple:
+    operands, images, cotangents, width=70, height=50, *, near=0.01, max_pairs=None, room=-1, order=0, exact=False,
+    fused=False,
+) -> tuple:  # fmt: skip
     """Cotangents of the eight operands, of images (color, alpha, depth) with cotangents of them."""
     arrays, sizes, _ = _inputs(operands, width, height, max_pairs)
-    gradients = [np.full(x.shape, 7e7, np.float32) for x in arrays]
-    rendered, cotangents = ([np.ascontiguousarray(x, np.float32) for x in y] for y in (images, cotangents))
-    load().emulated_backward(
+    gradients = [_guarded(x.shape) for x in arrays]
+    rendered, cotangents = ([_inside(x) for x in y] for y in (images, cotangents))
+    said = load(fused).emulated_backward(
         _pointers(arrays), sizes, ctypes.c_float(near), ctypes.c_int64(room), ctypes.c_uint(order),
         _pointers(rendered), _pointers(cotangents), ctypes.c_int(exact), _pointers(gradients),
     )  # fmt: skip
+    _done(said, gradients)
     return tuple(gradients)
 
 
@@ -103,12 +130,13 @@ def render_and_pull(operands, cotangents, width=70, height=50, *, exact=False, *
 
 def grid(which: int, tables, positions, cotangent, spec) -> np.ndarray:
     """The grid encoder's encode (0), backward_tables (1) or backward_positions (2); see `hashgrid_native`."""
-    arrays = [np.ascontiguousarray(x, np.float32) for x in (tables, positions, cotangent)]
-    out = np.full((arrays[2], arrays[0], arrays[1])[which].shape, 7e7, np.float32)
+    arrays = [_inside(x) for x in (tables, positions, cotangent)]
+    out = _guarded((arrays[2], arrays[0], arrays[1])[which].shape)
     resolutions = np.asarray(spec.resolutions, np.int32)
-    load().emulated_grid(
+    said = load().emulated_grid(
         ctypes.c_int(which), ctypes.c_void_p(resolutions.ctypes.data), ctypes.c_int(spec.levels),
         ctypes.c_int(spec.log2_table), ctypes.c_float(spec.bound), ctypes.c_int64(arrays[1].shape[1]),
         *(ctypes.c_void_p(x.ctypes.data) for x in arrays), ctypes.c_void_p(out.ctypes.data),
     )  # fmt: skip
+    _done(said, [out])
     return out

@@ -10,13 +10,14 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 from torch_files import Tensor, zip_bytes
 
-from fg3dgs_jax import cli, convert, evaluate, preprocess, synthesize, train, train_sync
+from fg3dgs_jax import cli, convert, evaluate, native, preprocess, synthesize, train, train_sync
 from fg3dgs_jax.data import face, intake, masks, models, synthetic
 from fg3dgs_jax.data.video import write_video
 from fg3dgs_jax.training import checkpoint, loop
@@ -160,6 +161,12 @@ def on_dataset(*argv: str):
     return prepare
 
 
+def gpu_without_kernels(folder: Path, patch) -> list[str]:
+    patch.setattr(jax, "default_backend", lambda: "gpu")
+    patch.setattr(native, "has_cuda", lambda: False)
+    return train_row()(folder, patch)
+
+
 def saved_run(change=None, damage=None):
     """A run with checkpoints at steps 1 and 2; `change` of its info before saving, `damage` of the folder after."""
 
@@ -221,6 +228,7 @@ def broken_dataset(folder: Path, patch, dataset: Path) -> list[str]:
 
 
 TRAIN = [
+    ("a GPU without kernels for it", r"built without CUDA: .*FG3DGS_CUDA=1", gpu_without_kernels),
     ("no config", r"--config is missing", lambda folder, patch: [f"--workdir={folder / 'run'}"]),
     ("no such config", r"nowhere\.py: no such file", lambda folder, patch: ["--config=nowhere.py"]),
     ("unknown config field", r"--config\.sede.*did you mean --config\.seed\?", train_row("--config.sede=1")),

@@ -1,10 +1,13 @@
 """The CUDA kernels without a GPU: their own sources, run by the emulation, against the CPU kernel and the reference.
 
 What this cannot see: two warps at work at the same time, the memory order of a GPU, the limits of a chip. Its threads
-run in any order one asks for, so a missing barrier shows as a result that depends on the order.
+run in any order one asks for, so a missing barrier shows as a result that depends on the order; all memory is rubbish
+before, another in every order; nobody may write beside an array.
 """
 
+import ctypes
 import functools
+import os
 import subprocess
 import sys
 
@@ -21,6 +24,10 @@ from rasterizer_scenes import (
     render,
     render_and_pull,
 )
+
+from fg3dgs_jax.model import hashgrid
+
+SPEC = hashgrid.GridSpec(levels=2, min_resolution=4, max_resolution=8)
 
 # As in test_rasterizer_grad.py: float32 sums in another order. No scene here has an alpha so close to 1/255 that one
 # side draws it and the other does not (another seed of the same scenes might).
@@ -75,15 +82,18 @@ def test_odd_sizes(n, width, height):
 
 @pytest.mark.parametrize("opacity", [0.02, 0.9])
 def test_crowded_tile(opacity):
-    """More Gaussians than a block sorts at a time; faint ones are all visited, opaque ones end early."""
+    """More Gaussians than a block sorts at a time; faint ones are all visited, opaque ones end early. The far ones come
+    first: whatever a block has kept makes room for the next."""
     operands = list(random_scene(3500, width=20, height=18))
-    operands[0] = operands[0] * np.float32(0.3)
+    depth = operands[0] @ operands[5][2, :3]
+    operands[0] = operands[0][np.argsort(-depth)] * np.float32(0.3)
     operands[3] = np.full(3500, opacity, np.float32)
     cotangents = random_cotangents(3, 20, 18)
     listed = emulated.render_and_pull(operands, cotangents, 20, 18, exact=True)
     compare(listed, render_and_pull(tuple(operands), cotangents, 20, 18))
-    searched = emulated.render_and_pull(operands, cotangents, 20, 18, exact=True, room=0)
-    assert_same_bits(listed, searched)
+    for order, room in ((0, 0), (7, -1)):
+        again = emulated.render_and_pull(operands, cotangents, 20, 18, exact=True, room=room, order=order)
+        assert_same_bits(listed, again)
 
 
 @pytest.mark.parametrize("room", [0, 100, 300])
@@ -159,7 +169,65 @@ def test_overflow_is_reported_never_silent():
         assert all(np.isnan(x).all() for x in (short.color, short.alpha, short.depth, *gradients))
 
 
-@pytest.mark.parametrize(("kind", "words"), [(0, "deadlock"), (1, "deadlock"), (2, "different barriers")])
+@pytest.mark.parametrize(("channels", "sh"), [(3, 0), (5, 0), (3, 16)])
+def test_fused_products_change_little(channels, sh):
+    """Compiled as nvcc does, with products fused into sums: the same layers, cut and capped at the same Gaussians."""
+    operands, cotangents = random_scene(channels=channels, sh=sh, seed=6), random_cotangents(channels)
+    got = emulated.render_and_pull(operands, cotangents, fused=True)
+    compare(got, emulated.render_and_pull(operands, cotangents))
+    searched = emulated.render_and_pull(operands, cotangents, fused=True, room=0, exact=True)
+    assert_same_bits(searched, emulated.render_and_pull(operands, cotangents, fused=True, exact=True))
+
+
+def test_a_call_that_fails_says_so_and_harms_no_later_one():
+    """Whichever launch or memset fails: its message, nothing started after it, nothing left for the next call."""
+    operands, cotangents = random_scene(20), random_cotangents(width=20, height=18)
+    pull = functools.partial(emulated.render_and_pull, operands, cotangents, 20, 18, exact=True)
+    grid = functools.partial(
+        emulated.grid, 1, np.zeros((3, SPEC.starts[-1])), np.zeros((3, 9)), np.ones((3, 2, 9)), SPEC
+    )
+    want = pull()
+    for call, count in ((pull, 5 + 8), (grid, 2)):  # clear, project, reserve, scatter, blend; those, blend again, ...
+        for failing in range(count):
+            emulated.load().emulated_failure(failing)
+            with pytest.raises(RuntimeError, match="told to fail"):
+                call()
+            assert_same_bits(pull(), want)
+        emulated.load().emulated_failure(count)
+        call()
+        emulated.load().emulated_failure(-1)
+
+
+def test_a_launch_has_limits():
+    launch = emulated.load().emulated_launch
+    assert launch(ctypes.c_int64(0)) is None and launch(ctypes.c_int64(3)) is None  # none is started for no work
+    assert b"more work" in launch(ctypes.c_int64(2**31))
+
+
+SANITIZERS = (
+    "-g",
+    "-O1",
+    "-fsanitize=address,undefined,float-cast-overflow",
+    "-fno-sanitize-recover=all",
+    "-DFG_SANITIZED",
+)
+
+
+def test_sanitizers_find_nothing():
+    """What compute-sanitizer runs on a GPU, under the compiler's own: the bounds of every array, shared ones too,
+    alignment, overflows, conversions. Stacks are left out: fibers bring their own."""
+    stacks = ("-fsanitize-address-use-after-return=never",) if "clang" in os.environ.get("CXX", "") else ()
+    flags = (*SANITIZERS, *(stacks or ("--param", "asan-stack=0")), *emulated.PLAIN)
+    smoke = emulated.compiled(*flags, "-x", "c++", str(emulated.ROOT / "benchmarks" / "gpu_smoke.cu"), "-ldl")
+    done = subprocess.run(
+        [smoke], capture_output=True, text=True, env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}, timeout=120
+    )
+    assert done.returncode == 0 and "smoke: ok" in done.stdout, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(0, "deadlock"), (1, "deadlock"), (2, "different barriers"), (3, "another stream")]
+)
 def test_the_emulation_notices_mistakes(kind, words):
     emulated.load()
     code = f"import emulated; emulated.load().emulated_mistake({kind})"

@@ -5,7 +5,6 @@ The head is real but tiny, and its networks are filled with noise so that it mov
 
 import dataclasses
 import json
-import re
 
 import av
 import cv2
@@ -13,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from rasterizer_scenes import cuda_targets
 from test_audio import encode
 
 from fg3dgs_jax import cli, evaluate, synthesize
@@ -28,7 +26,7 @@ from fg3dgs_jax.inference.head import MARGIN, Head
 from fg3dgs_jax.model import gaussians, render
 from fg3dgs_jax.model.hashgrid import GridSpec
 from fg3dgs_jax.training import checkpoint
-from fg3dgs_jax.types import Camera, Gaussians, Label
+from fg3dgs_jax.types import Label
 
 SIZE, FRAMES = 32, 44
 
@@ -137,27 +135,6 @@ def test_a_loaded_head_renders_what_the_model_renders(run_folder, head):
         picture[0, 0], [12, 12, 12]
     )  # the backdrop of frame 3 at a corner no Gaussian reaches
     assert (picture != picture[0, 0]).any()
-
-
-def test_a_frame_lowers_for_cuda_without_a_device(run_folder, head):
-    """Sound to picture in one program; nothing in it is the CPU's alone."""
-    state, _ = checkpoint.load_for_inference(run_folder)
-    graphs, motions = render.motion_structure(head.spec)
-    params = {
-        name: {"gaussians": Gaussians(**region["gaussians"]), "motion": motions[name]}
-        for name, region in state["params"].items()
-    }
-    alive = {name: pool["alive"] for name, pool in state["pools"].items()}
-    data = head.dataset
-    given = clips.condition(data.audio_features, data.expression, 9)
-
-    def frame(params, alive, given, viewmat, backdrop):
-        camera = Camera(viewmat, data.intrinsics, SIZE, SIZE)
-        return render.render_frame(head.spec, graphs, params, alive, given, camera, backdrop)
-
-    traced = jax.jit(frame).trace(params, alive, given, data.viewmats[9], data.frame(9).backdrop)
-    called = set(re.findall(r"custom_call @(fg3dgs_\w+)", traced.lower(lowering_platforms=("cuda",)).as_text()))
-    assert "fg3dgs_rasterize_forward" in called and called <= cuda_targets()
 
 
 def test_a_frozen_head_hears_nothing(head):

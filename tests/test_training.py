@@ -3,14 +3,12 @@
 import dataclasses
 import functools
 import logging
-import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rasterizer_scenes import cuda_targets
 
 from fg3dgs_jax import cli
 from fg3dgs_jax.data import synthetic
@@ -134,16 +132,6 @@ def test_a_region_is_judged_in_its_window_as_in_the_whole_frame(run):
         a, b = (np.asarray(g[region]["gaussians"].sh) for g in (some_grads, whole_grads))
         assert np.abs(b).max() > 0
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-3 * np.abs(b).max(), err_msg=region)
-
-
-def test_the_step_lowers_for_cuda_without_a_device(run):
-    """The whole step, gradients included; nothing in it is the CPU's alone."""
-    state, frame = jax.eval_shape(lambda: loop.first_state(run)), run.dataset.frame(int(run.dataset.train_ids[0]))
-    step = make_step(loop.plan(run, run.stages[1], None))
-    text = step.trace(state, frame).lower(lowering_platforms=("cuda",)).as_text()
-    called = set(re.findall(r"custom_call @(fg3dgs_\w+)", text))
-    assert {"fg3dgs_rasterize_forward", "fg3dgs_rasterize_backward"} <= called
-    assert called <= cuda_targets()
 
 
 def test_training_brings_the_head_closer(run, steps):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from fg3dgs_jax import native
 from fg3dgs_jax.data.sampling import METRICS
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.losses import sync
@@ -34,7 +35,7 @@ STAGE_RANGES = {
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses a config that cannot run, whatever the dataset. Raises UserError."""
+    """Refuses a config that cannot run here, whatever the dataset. Raises UserError."""
     _check_ranges(config, RANGES, "--config")
     _check_regions(config)
     for name, group in config.groups.items():
@@ -46,6 +47,8 @@ def check(config: ConfigDict) -> None:
         RasterOptions(config.rasterizer.backend)
     except ValueError as error:
         raise UserError(f"--config.rasterizer.backend: {error}") from None
+    if config.rasterizer.backend != "reference":
+        native.check_platform()
     if not config.schedule:
         raise UserError("--config.schedule: names no stage; a run needs at least one.")
     for name in config.schedule:

@@ -3,9 +3,12 @@
 // Every thread of a block is a fiber. Barriers and warp operations wait for all that must come; a block in which
 // nobody can go on any more, a warp operation that a lane misses, and barriers of different kinds that meet are
 // reported and abort. The order in which warps and lanes run is a setting: a missing barrier shows as a result that
-// depends on it. Not modelled: real concurrency, memory order, the limits of a chip.
+// depends on it. Shared memory is rubbish at the start of every block, another rubbish in every order. A stream that is
+// not the one expected aborts; a launch can be made to fail. Not modelled: real concurrency, memory order, the limits of
+// a chip.
 #pragma once
 
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -17,24 +20,24 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
-#define __global__
+#define __global__ inline  // so that all shared memory is of one kind to the linker
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#ifdef FG_SANITIZED  // which guards every variable but those of a section of its own
 #define __shared__ static
+#else
+#define __shared__ static __attribute__((section("emulated_shared")))
+extern char __start_emulated_shared[], __stop_emulated_shared[];  // the linker's names for its ends
+#endif
 #define __launch_bounds__(threads)
 
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
-enum cudaError_t { cudaSuccess };
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t) { return ""; }
-inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
-  std::memset(p, value, bytes);
-  return cudaSuccess;
-}
+enum cudaError_t { cudaSuccess, cudaErrorUnknown };
 
 struct uint3 {
   unsigned x, y, z;
@@ -45,6 +48,8 @@ struct alignas(16) float4 {
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 inline uint3 threadIdx, blockIdx;
+
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream);
 
 namespace emulation {
 
@@ -74,7 +79,10 @@ struct Block {
   int phase = 0;
   jmp_buf scheduler;
   std::function<void()> body;
-  unsigned order = 0;  // 0: ascending; 1: descending; else a seed
+  unsigned order = 0;  // 0: ascending; 1: descending; else a seed, and every meeting is another warp's turn
+  cudaStream_t stream = nullptr;  // where all work must go
+  int calls_until_failure = -1;   // launches and memsets; negative: none fails
+  cudaError_t error = cudaSuccess;
 };
 
 inline Block& block() {
@@ -87,12 +95,22 @@ inline Block& block() {
   std::abort();
 }
 
+inline void jump(jmp_buf& where) {
+#ifdef FG_SANITIZED  // libc's own: the sanitizer's takes the fiber's stack for a mistake, and a second a thousand times
+  using Jump = void (*)(jmp_buf, int);
+  static const auto direct = reinterpret_cast<Jump>(dlsym(dlopen("libc.so.6", RTLD_LAZY), "_longjmp"));
+  direct(where, 1);
+#else
+  _longjmp(where, 1);
+#endif
+}
+
 // Gives the processor back to the scheduler until this fiber is ready again.
 inline void pause(State state) {
   Block& b = block();
   Fiber& self = b.fibers[b.current];
   self.state = state;
-  if (!_setjmp(self.here)) _longjmp(b.scheduler, 1);
+  if (!_setjmp(self.here)) jump(b.scheduler);
 }
 
 inline void fiber_main() {
@@ -109,7 +127,7 @@ inline void resume(int thread) {
   b.current = thread;
   threadIdx = {static_cast<unsigned>(thread), 0, 0};
   if (_setjmp(b.scheduler)) return;
-  if (fiber.born) _longjmp(fiber.here, 1);
+  if (fiber.born) jump(fiber.here);
   fiber.born = true;
   fiber.stack.reset(new char[kStack]);
   ucontext_t context;
@@ -132,34 +150,64 @@ inline std::vector<int> permutation(int count, unsigned order, unsigned salt) {
   return out;
 }
 
+// Lets the lanes of a warp that are ready run to their next meeting; whether there was one.
+inline bool run_warp(int warp, const std::vector<int>& lanes) {
+  bool ran = false;
+  for (const int lane : lanes)
+    if (block().fibers[32 * warp + lane].state == State::kReady) {
+      resume(32 * warp + lane);
+      ran = true;
+    }
+  return ran;
+}
+
 inline void run_block() {
   Block& b = block();
-  const std::vector<int> warps = permutation(b.threads / 32, b.order, 1), lanes = permutation(32, b.order, 2);
+  const bool seeded = b.order > 1;
+  std::vector<int> warps = permutation(b.threads / 32, b.order, 1), lanes = permutation(32, b.order, 2);
   bool any = true;
-  while (any) {
+  for (unsigned round = 0; any; ++round) {
     any = false;
-    for (const int warp : warps)
-      for (bool ran = true; ran;) {
-        ran = false;
-        for (const int lane : lanes)
-          if (b.fibers[32 * warp + lane].state == State::kReady) {
-            resume(32 * warp + lane);
-            any = ran = true;
-          }
-      }
+    if (seeded) warps = permutation(b.threads / 32, b.order, 2 * round + 4);
+    if (seeded && round % 8 == 0) lanes = permutation(32, b.order, 2 * round + 5);
+    for (const int warp : warps) {
+      bool ran = run_warp(warp, lanes);
+      any |= ran;
+      while (ran && !seeded) ran = run_warp(warp, lanes);
+    }
   }
   if (b.alive) fail("deadlock: some threads wait for others that have left or wait elsewhere");
 }
 
-// Runs a kernel's body for every thread of every block, the blocks one after the other.
-inline void launch(unsigned blocks, int threads, const std::function<void()>& body) {
+inline void spoil_shared_memory(unsigned order) {
+#ifndef FG_SANITIZED
+  // NaN and -1 in the first order, large numbers of either sign in others.
+  std::memset(__start_emulated_shared, order == 0 ? 0xff : order % 2 ? 0x4b : 0xcb,
+              static_cast<size_t>(__stop_emulated_shared - __start_emulated_shared));
+#endif
+}
+
+// Whether a call that puts work on a stream goes well; it must name the right one.
+inline bool begin_call(cudaStream_t stream) {
   Block& b = block();
+  if (stream != b.stream) fail("work on another stream than the caller's");
+  if (b.calls_until_failure < 0 || b.calls_until_failure--) return true;
+  b.error = cudaErrorUnknown;
+  return false;
+}
+
+// Runs a kernel's body for every thread of every block, the blocks one after the other.
+inline void launch(unsigned blocks, int threads, cudaStream_t stream, const std::function<void()>& body) {
+  Block& b = block();
+  if (!begin_call(stream)) return;
+  if (!blocks || blocks > 0x7fffffffu) fail("a launch of no blocks, or of too many");
   if (threads > kMaxThreads || threads % 32) fail("odd number of threads");
   b.threads = threads;
   b.body = body;
   const std::vector<int> order = permutation(static_cast<int>(blocks), b.order, 3);
   for (const int i : order) {
     blockIdx = {static_cast<unsigned>(i), 0, 0};
+    spoil_shared_memory(b.order);
     b.alive = threads;
     b.arrived = 0;
     for (Warp& warp : b.warps) warp.arrived = 0;
@@ -240,6 +288,28 @@ T exchange(T* p, T value) {
 }
 
 }  // namespace emulation
+
+inline cudaError_t cudaGetLastError() { return std::exchange(emulation::block().error, cudaSuccess); }
+inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "" : "told to fail"; }
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
+  if (!emulation::begin_call(stream)) return cudaErrorUnknown;
+  std::memset(p, value, bytes);
+  return cudaSuccess;
+}
+
+// For the smoke test of benchmarks/ alone: the device's memory is the host's.
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+template <class T>
+cudaError_t cudaMalloc(T** p, size_t bytes) {
+  *p = static_cast<T*>(std::malloc(bytes));
+  if (*p) std::memset(*p, 0xff, bytes);
+  return *p ? cudaSuccess : cudaErrorUnknown;
+}
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  if (bytes) std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
 inline void __syncthreads() { emulation::meet_block("syncthreads", false); }
 inline int __syncthreads_or(int predicate) { return emulation::meet_block("syncthreads_or", predicate != 0) != 0; }
