@@ -32,6 +32,7 @@ from fg3dgs_jax.losses import image, lpips, sync
 from fg3dgs_jax.rasterizer import rasterize
 from fg3dgs_jax.train import find_dataset
 from fg3dgs_jax.training import checkpoint, loop
+from fg3dgs_jax.training.state import TrainState
 from fg3dgs_jax.training.step import make_step
 
 CONFIG = Path(__file__).parents[1] / "configs" / "fg3dgs.py"
@@ -81,10 +82,12 @@ def merged(usual: dict, known: dict) -> dict:
     return {**usual, **known, **both}
 
 
-def resume(path: Path, workdir: Path) -> tuple[loop.Run, object]:
-    """A trained run and its last state; what its config did not know yet is as it is by default."""
+def resume(path: Path, workdir: Path, data: Path | None = None) -> tuple[loop.Run, TrainState]:
+    """A trained run and its last state; what its config did not know yet is as it is by default. `data`: where its
+    dataset has moved."""
     _, info = checkpoint.load_for_inference(path)
     known = {**info["config"], "judges": {"lpips": "", "sync": ""}}
+    known["data"] = str(data or known["data"])
     config = ConfigDict(merged(cli.load_config(str(CONFIG)).to_dict(), known))
     run = loop.prepare(config, find_dataset(config, path), workdir)
     state, _, _ = checkpoint.restore_latest(path, loop.first_state(run))

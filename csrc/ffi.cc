@@ -1,4 +1,4 @@
-// The CPU's XLA FFI handlers, and the Python module.
+// The CPU's XLA FFI handlers of pictures and of Adam, and the Python module.
 #include <pybind11/pybind11.h>
 
 #include "adam.h"
@@ -60,56 +60,27 @@ ffi::Error photo_cpu(ffi::ThreadPool pool, F32 color, F32 alpha, U8 picture, U8 
   return ffi::Error::Success();
 }
 
-// tables [3, entries], positions [3, n] -> encoding [3, levels, n]
-ffi::Error grid_encode_cpu(ffi::ThreadPool pool, F32 tables, F32 positions, OutF32 out,
-                           ffi::Span<const int32_t> resolutions, int64_t log2_table, float bound) {
-  Grid g;
-  ffi::Error error = make_grid(resolutions, log2_table, bound, positions, size_of(tables), size_of(*out), &g);
-  if (error.failure()) return error;
-  grid_encode(g, tables.typed_data(), positions.typed_data(), out->typed_data(), make_executor(pool));
-  return ffi::Error::Success();
-}
-
-// positions, cotangent of the encoding -> cotangent of the tables
-ffi::Error grid_backward_tables_cpu(ffi::ThreadPool pool, F32 positions, F32 cotangent, OutF32 out,
-                                    ffi::Span<const int32_t> resolutions, int64_t log2_table, float bound) {
-  Grid g;
-  ffi::Error error = make_grid(resolutions, log2_table, bound, positions, size_of(*out), size_of(cotangent), &g);
-  if (error.failure()) return error;
-  grid_backward_tables(g, positions.typed_data(), cotangent.typed_data(), out->typed_data(),
-                               make_executor(pool));
-  return ffi::Error::Success();
-}
-
-// tables, positions, cotangent of the encoding -> cotangent of the positions
-ffi::Error grid_backward_positions_cpu(ffi::ThreadPool pool, F32 tables, F32 positions, F32 cotangent, OutF32 out,
-                                       ffi::Span<const int32_t> resolutions, int64_t log2_table, float bound) {
-  Grid g;
-  ffi::Error error = make_grid(resolutions, log2_table, bound, positions, size_of(tables), size_of(cotangent), &g);
-  if (error.failure()) return error;
-  grid_backward_positions(g, tables.typed_data(), positions.typed_data(), cotangent.typed_data(),
-                                  out->typed_data(), make_executor(pool));
-  return ffi::Error::Success();
-}
-
-// x [in, n], weights [sum of in * out] -> [out, n]
-ffi::Error mlp_forward_cpu(ffi::ThreadPool pool, F32 x, F32 weights, OutF32 out, ffi::Span<const int32_t> sizes) {
-  Mlp m;
-  ffi::Error error = make_mlp(sizes, x, size_of(weights), &m);
-  if (error.failure()) return error;
-  mlp_forward(m, nullptr, x.typed_data(), weights.typed_data(), out->typed_data(), make_executor(pool));
-  return ffi::Error::Success();
-}
-
-// x, weights, cotangent of the result [out, n] -> cotangents of x and of the weights
-ffi::Error mlp_backward_cpu(ffi::ThreadPool pool, F32 x, F32 weights, F32 d_out, OutF32 d_x, OutF32 d_weights,
-                            ffi::Span<const int32_t> sizes) {
-  Mlp m;
-  ffi::Error error = make_mlp(sizes, x, size_of(weights), &m);
-  if (error.failure()) return error;
-  mlp_backward(m, x.typed_data(), weights.typed_data(), d_out.typed_data(), d_x->typed_data(), d_weights->typed_data(),
-               make_executor(pool));
-  return ffi::Error::Success();
+// backdrop [h, w, 3 or 4], viewmat, intrinsics, then five arrays per layer -> picture like the backdrop
+ffi::Error paint_cpu(ffi::ThreadPool pool, U8 backdrop, F32 viewmat, F32 intrinsics, ffi::RemainingArgs arrays,
+                     ffi::Result<U8> out, float near_plane) {
+  const auto dims = backdrop.dimensions();
+  const int count = static_cast<int>(arrays.size() / 5);
+  const bool good = dims.size() == 3 && (dims[2] == 3 || dims[2] == 4) && count > 0 && count <= kMostLayersPainted &&
+                    arrays.size() % 5 == 0 && out->element_count() == backdrop.element_count();
+  if (!good) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "paint: operands have the wrong shapes");
+  Scene layers[kMostLayersPainted];
+  for (int i = 0; i < count; ++i) {
+    const auto part = [&](int k) { return arrays.get<F32>(5 * i + k); };
+    for (int k = 0; k < 5; ++k)
+      if (part(k).has_error()) return part(k).error();
+    ffi::Error error = make_layer(*part(0), *part(1), *part(2), *part(3), *part(4), viewmat, intrinsics, dims[1],
+                                  dims[0], near_plane, &layers[i]);
+    if (error.failure()) return error;
+    if (layers[i].channels != 3)
+      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "paint: a layer's colours have three channels");
+  }
+  const Canvas canvas = {backdrop.typed_data(), out->typed_data(), static_cast<int>(dims[2])};
+  return finish([&] { return rasterize_paint(layers, count, canvas, make_executor(pool)); });
 }
 
 // control [3]: 1 or 0 whether to step at all, 1 - beta1^step, 1 - beta2^step; then rates, gradient, value, mean, square of
@@ -152,12 +123,15 @@ XLA_FFI_DEFINE_HANDLER(kAdamCpu, adam_cpu,
                            .Attr<double>("beta2")
                            .Attr<float>("epsilon")
                            .Attr<ffi::Span<const float>>("decays"));
-XLA_FFI_DEFINE_HANDLER(kMlpForwardCpu, mlp_forward_cpu,
-                       ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Ret<F32>().Attr<
-                           ffi::Span<const int32_t>>("sizes"));
-XLA_FFI_DEFINE_HANDLER(kMlpBackwardCpu, mlp_backward_cpu,
-                       ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>().Attr<
-                           ffi::Span<const int32_t>>("sizes"));
+XLA_FFI_DEFINE_HANDLER(kPaintCpu, paint_cpu,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<U8>()   // backdrop
+                           .Arg<F32>()  // viewmat
+                           .Arg<F32>()  // intrinsics
+                           .RemainingArgs()
+                           .Ret<U8>()
+                           .Attr<float>("near_plane"));
 XLA_FFI_DEFINE_HANDLER(kForwardCpu, forward_cpu, bind_forward(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()));
 XLA_FFI_DEFINE_HANDLER(kBackwardCpu, backward_cpu, bind_backward(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()));
 XLA_FFI_DEFINE_HANDLER(kPhotoCpu, photo_cpu,
@@ -174,27 +148,16 @@ XLA_FFI_DEFINE_HANDLER(kPhotoCpu, photo_cpu,
                            .Ret<F32>()
                            .Ret<F32>());
 
-XLA_FFI_DEFINE_HANDLER(kGridEncodeCpu, grid_encode_cpu,
-                       bind_grid(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Ret<F32>()));
-XLA_FFI_DEFINE_HANDLER(kGridBackwardTablesCpu, grid_backward_tables_cpu,
-                       bind_grid(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Ret<F32>()));
-XLA_FFI_DEFINE_HANDLER(kGridBackwardPositionsCpu, grid_backward_positions_cpu,
-                       bind_grid(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>()));
-
 // (target name, XLA platform, handler); Python registers whatever is here.
 py::list registrations() {
   std::vector<Registration> all = {
       {"fg3dgs_rasterize_forward", "cpu", kForwardCpu},
       {"fg3dgs_rasterize_backward", "cpu", kBackwardCpu},
+      {"fg3dgs_paint", "cpu", kPaintCpu},
       {"fg3dgs_photo", "cpu", kPhotoCpu},
       {"fg3dgs_adam", "cpu", kAdamCpu},
-      {"fg3dgs_mlp_forward", "cpu", kMlpForwardCpu},
-      {"fg3dgs_mlp_backward", "cpu", kMlpBackwardCpu},
-      {"fg3dgs_grid_encode", "cpu", kGridEncodeCpu},
-      {"fg3dgs_grid_backward_tables", "cpu", kGridBackwardTablesCpu},
-      {"fg3dgs_grid_backward_positions", "cpu", kGridBackwardPositionsCpu},
   };
-  for (const std::vector<Registration>& more : {frame_registrations(), cuda_registrations()})
+  for (const std::vector<Registration>& more : {network_registrations(), cuda_registrations()})
     all.insert(all.end(), more.begin(), more.end());
   py::list out;
   for (const Registration& r : all)
@@ -226,7 +189,7 @@ std::vector<Registration> cuda_registrations() { return {}; }
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of fg3dgs_jax, as XLA FFI targets.";
-  m.attr("INTERFACE") = 5;  // as in fg3dgs_jax/native.py
+  m.attr("INTERFACE") = 6;  // as in fg3dgs_jax/native.py
   m.def("registrations", &fg3dgs::registrations);
   m.def("cuda_workspace_bytes", &fg3dgs::cuda_workspace_bytes, py::arg("n"), py::arg("channels"), py::arg("sh_count"),
         py::arg("width"), py::arg("height"), py::arg("max_pairs"), py::arg("backward"), py::arg("deterministic"));

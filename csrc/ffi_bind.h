@@ -183,8 +183,8 @@ struct Registration {
   XLA_FFI_Handler* handler;
 };
 
-// What inference calls besides, on the CPU.
-std::vector<Registration> frame_registrations();
+// The motion networks on the CPU.
+std::vector<Registration> network_registrations();
 
 // Empty in a module that was built without CUDA.
 std::vector<Registration> cuda_registrations();

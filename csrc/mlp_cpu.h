@@ -15,6 +15,10 @@ struct MlpKernels {
   void (*run)(const Mlp&, bool onto, const float* weights, int count, float* const* layer);
   // Gradients of a pass: `up` holds the last layer's and ends with the first's; the weights' are added.
   void (*pull)(const Mlp&, const float* weights, float* const* layer, float* const* up, float* d_weights);
+  // Rows [rows, kMlpStride]: out = gates * condition, or max(gates, 0) * condition.
+  void (*gate)(const float* condition, bool rectified, int rows, const float* gates, float* out);
+  // From the gradient `up` of that: the condition's is added, the gates' takes its place.
+  void (*pull_gate)(const float* condition, bool rectified, int rows, const float* gates, float* up, float* d_condition);
   // One pass: rows of queries, weights, hidden, second and last layer, in that order, each [size, kMlpStride].
   void (*attend)(const Attend&, const AttendArrays&, float* const* rows);
 };

@@ -104,6 +104,26 @@ inline void pull_layers(const Mlp& m, const float* weights, float* const* layer,
   }
 }
 
+inline void gate(const float* condition, bool rectified, int rows, const float* gates, float* out) {
+  for (int r = 0; r < rows; ++r)
+    for (int i = r * kMlpStride; i < r * kMlpStride + kMlpPoints; ++i)
+      out[i] = condition[r] * (rectified && gates[i] < 0.0f ? 0.0f : gates[i]);  // NaN stays
+}
+
+inline void pull_gate(const float* condition, bool rectified, int rows, const float* gates, float* up,
+                      float* d_condition) {
+  for (int r = 0; r < rows; ++r) {
+    vf sum = zero();
+    for (int p = r * kMlpStride; p < r * kMlpStride + kMlpPoints; p += kWidth) {
+      const vf gradient = load(up + p), raw = load(gates + p);
+      sum += gradient * (rectified ? (raw < zero() ? zero() : raw) : raw);
+      store(up + p, condition[r] * gradient);
+    }
+    d_condition[r] += sum_lanes<kWidth>(&sum, 1)[0];
+    if (rectified) mask(gates + r * kMlpStride, up + r * kMlpStride, kMlpPoints);
+  }
+}
+
 // Softmax over the tokens of one head's scores, for a vector of points: `keys` of a token are heads * width apart, its
 // weights `heads` rows.
 FG_INLINE void attend_head(const Attend& a, const float* keys, const float* queries, float* weights) {
@@ -139,7 +159,7 @@ inline void run_attend(const Attend& a, const AttendArrays& arrays, float* const
   multiply(arrays.last, a.second, 1, a.last, a.second, rows[3], rows[4]);
 }
 
-const MlpKernels kMlpKernels = {run_layers, pull_layers, run_attend};
+const MlpKernels kMlpKernels = {run_layers, pull_layers, gate, pull_gate, run_attend};
 
 }  // namespace FG_ISA
 }  // namespace fg3dgs

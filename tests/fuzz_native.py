@@ -1,6 +1,6 @@
 """Runs the native core, which knows neither XLA nor Python, under sanitizers: hostile inputs, and many callers at once.
 
-    python tests/fuzz_native.py        10^6 inputs (CI: 400,000 with g++), then 24 callers on four threads
+    python tests/fuzz_native.py        10^6 inputs (in CI by g++), then 24 callers on four threads
     python tests/fuzz_native.py --runs 100000000 --calls 10000      the long form: hours
 
 Inputs: AddressSanitizer and UndefinedBehaviorSanitizer over fuzz_native/fuzz.cc, split among the instruction sets that

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rasterizer as rasterizer_benchmark
-from ml_collections import ConfigDict
+import train_step
 
-from fg3dgs_jax.data.dataset import open_dataset
 from fg3dgs_jax.inference.head import Head
 from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model import render
-from fg3dgs_jax.training import checkpoint, defaults, loop, optim
+from fg3dgs_jax.training import loop, optim
 from fg3dgs_jax.training.state import TrainState
 from fg3dgs_jax.training.step import Plan
 from fg3dgs_jax.types import Frame
@@ -52,10 +51,8 @@ class Case:
 def trained(workdir: Path, data: Path | None) -> Case:
     """The newest checkpoint of a run, its stages by today's rules where its config does not name one."""
     head = Head.load(workdir, data)
-    dataset = open_dataset(head.dataset.path, head.run.get("audio_features"))
-    _, info = checkpoint.load_for_inference(workdir)
-    run = loop.prepare(completed(info["config"]), dataset, Path(workdir))
-    state, _, _ = checkpoint.restore_latest(workdir, loop.first_state(run))
+    run, state = train_step.resume(workdir, workdir, head.dataset.path)
+    dataset = run.dataset
     ids = dataset.test_ids[np.linspace(0, len(dataset.test_ids) - 1, FRAMES).astype(int)]
     frames = [dataset.frame(index) for index in ids]
     state = state.replace(cameras=None)  # both sides keep to the measured ones
@@ -64,7 +61,7 @@ def trained(workdir: Path, data: Path | None) -> Case:
     return Case(
         name=f"trained head, {Path(dataset.path).name}",
         head=head,
-        state=jax.tree.map(jnp.asarray, state),
+        state=state,
         plans=timed(plans),
         frames=frames,
         scenes=posed(run.spec, state, first),
@@ -73,24 +70,6 @@ def trained(workdir: Path, data: Path | None) -> Case:
         width=dataset.width,
         height=dataset.height,
     )
-
-
-def completed(stored: dict) -> ConfigDict:
-    """A stored config with the fields that were added since it was written, at their defaults."""
-    config = ConfigDict(stored)
-    fill(config, defaults.base())
-    for region in config.regions.values():
-        fill(region, defaults.region())
-    for stage in config.stages.values():
-        fill(stage, defaults.stage())
-        fill(stage.densify, defaults.densify())
-    return config
-
-
-def fill(config: ConfigDict, like: ConfigDict) -> None:
-    for name in like:
-        if name not in config:
-            config[name] = like[name]
 
 
 def timed(plans: dict[str, Plan]) -> dict[str, Plan]:

@@ -34,10 +34,14 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x f32 [in] or [in, N] -> f32 [out] or [out, N]."""
-        kernels = [getattr(self, f"layer{i}").kernel[...] for i in range(len(self.sizes) - 1)]
         if x.ndim == 1:
-            return multiply_reference(x[:, None], pack(kernels), self.sizes)[:, 0]
-        return multiply(x, pack(kernels), self.sizes)
+            return multiply_reference(x[:, None], self.weights, self.sizes)[:, 0]
+        return multiply(x, self.weights, self.sizes)
+
+    @property
+    def weights(self) -> jax.Array:
+        """All kernels, packed."""
+        return pack([getattr(self, f"layer{i}").kernel[...] for i in range(len(self.sizes) - 1)])
 
 
 def pack(kernels: list[jax.Array]) -> jax.Array:

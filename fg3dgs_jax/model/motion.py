@@ -30,6 +30,7 @@ import numpy as np
 from flax import nnx
 
 from fg3dgs_jax.model import deltas
+from fg3dgs_jax.model.gated import gated
 from fg3dgs_jax.model.hashgrid import GridSpec, TriPlaneGrid, draw_uniform, encode_transposed
 from fg3dgs_jax.model.mlp import MLP, Linear
 from fg3dgs_jax.types import Condition, Deltas
@@ -161,13 +162,13 @@ class FaceMotion(nnx.Module):
         _, audio = self.audio(condition.audio)
         _, expression = self.expression(condition.expression)
         spatial = _spatial(self, means)
-        to_audio = self.attend_audio(spatial)  # Eq. 6
-        to_expression = jax.nn.relu(self.attend_expression(spatial))
-        z = jnp.concatenate([spatial, to_audio * audio[:, None], to_expression * expression[:, None]])  # Eq. 7
+        nets = (self.deform, self.attend_audio, self.attend_expression)
+        heard, seen = (nets[1].weights, audio), (nets[2].weights, expression)  # Eq. 6, gated in Eq. 7
         # Eq. 8; TG's eleventh output, an opacity that is never used, is left out
-        return deltas.split(self.deform(z).T, self.predicts), {
-            "audio_attention": _norm(to_audio),
-            "expression_attention": _norm(to_expression),
+        out = gated(spatial, nets[0].weights, *heard, *seen, tuple(net.sizes for net in nets))
+        return deltas.split(out.T, self.predicts), {
+            "audio_attention": _norm(self.attend_audio(spatial)),
+            "expression_attention": _norm(jax.nn.relu(self.attend_expression(spatial))),
         }
 
 

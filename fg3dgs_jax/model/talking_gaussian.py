@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from fg3dgs_jax.model.deltas import MEANS_SCALE
+from fg3dgs_jax.model.gated import gated
 from fg3dgs_jax.model.hashgrid import PLANES, GridSpec
 from fg3dgs_jax.model.mlp import MLP
 from fg3dgs_jax.model.motion import CURRENT, AudioEncoder
@@ -75,10 +76,10 @@ class ReleasedFace(nnx.Module):
         units = condition.expression[CURRENT]
         expression = jnp.concatenate([self.expression(units[:-1]), units[-1:]])
         spatial = encode(self.tables[...], means, self.spec)
-        to_audio, to_expression = self.attend_audio(spatial), jax.nn.relu(self.attend_expression(spatial))
-        out = self.deform(
-            jnp.concatenate([spatial, to_audio * audio[:, None], to_expression * expression[:, None]])
-        ).T  # the eighth output, an opacity, is not used there either
+        nets = (self.deform, self.attend_audio, self.attend_expression)
+        heard, seen = (nets[1].weights, audio), (nets[2].weights, expression)
+        # the eighth output, an opacity, is not used there either
+        out = gated(spatial, nets[0].weights, *heard, *seen, tuple(net.sizes for net in nets)).T
         raw = self.raw_scales[...]
         scales = jnp.log(jax.nn.softplus(raw + out[:, 8:])) - jnp.log(jax.nn.softplus(raw))
         return Deltas(means=MEANS_SCALE * out[:, :3], quats=out[:, 3:7], log_scales=scales), {}

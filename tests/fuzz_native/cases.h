@@ -5,8 +5,10 @@
 // somewhere. So an input is short, and every byte of it says something.
 #pragma once
 
+#include "adam.h"
 #include "attend.h"
 #include "bytes.h"
+#include "gated.h"
 #include "grid.h"
 #include "mlp.h"
 #include "photo.h"
@@ -151,6 +153,112 @@ class MlpCase {
   Floats x_, weights_, d_out_, start_;
 };
 
+// A perceptron with gated conditions, and its gradients.
+class GatedCase {
+ public:
+  explicit GatedCase(Bytes& b) {
+    const uint32_t points = b.byte(), odd = b.byte();
+    m_.points = points < 200 ? points % 20 : points < 254 ? 250 + points % 14 : points == 255 ? 4500 : 520;
+    const auto size = [&b] { return 1 + static_cast<int32_t>(b.byte() % 13); };
+    const int32_t in = size(), heights[] = {size(), size()};
+    for (int i = 0; i < kGates; ++i) {
+      gate_sizes_[i] = {in, heights[i]};
+      if (b.byte() % 2) gate_sizes_[i].insert(gate_sizes_[i].begin() + 1, size());
+      gates_[i].net = {gate_sizes_[i].data(), static_cast<int>(gate_sizes_[i].size()) - 1, m_.points};
+      gates_[i].rectified = i == 1;
+    }
+    sizes_ = {in + heights[0] + heights[1], size(), size()};
+    if (odd > 250) sizes_[odd % 3] = b.integer();
+    m_ = {sizes_.data(), 2, m_.points};
+    if (!possible()) return;
+    Random random(b.word());
+    x_ = random.array(in * m_.points, -1, 1);
+    weights_ = random.array(mlp_weights(m_), -1, 1);
+    d_out_ = random.array(sizes_[2] * m_.points, -1, 1);
+    for (int i = 0; i < kGates; ++i) {
+      gate_weights_[i] = random.array(mlp_weights(gates_[i].net), -1, 1);
+      conditions_[i] = random.array(heights[i], -1, 1);
+    }
+    poke(b, {&x_, &weights_, &d_out_, &gate_weights_[0], &gate_weights_[1], &conditions_[0], &conditions_[1]});
+    for (int i = 0; i < kGates; ++i) {
+      gates_[i].weights = gate_weights_[i].data();
+      gates_[i].condition = conditions_[i].data();
+    }
+  }
+  GatedCase(const GatedCase&) = delete;
+
+  bool possible() const { return can_gate(m_, gates_) && mlp_weights(m_) <= 1 << 14; }
+
+  Results run(const Executor& executor) const {
+    Results r;
+    const auto like = [&r](const Floats& given) { return r.floats(static_cast<int64_t>(given.size())); };
+    gated_forward(m_, gates_, x_.data(), weights_.data(), like(d_out_), executor);
+    float *d_x = like(x_), *d_weights = like(weights_);
+    GateGradients d_gates[kGates];
+    for (int i = 0; i < kGates; ++i) d_gates[i] = {like(gate_weights_[i]), like(conditions_[i])};
+    gated_backward(m_, gates_, x_.data(), weights_.data(), d_out_.data(), d_x, d_weights, d_gates, executor);
+    return r;
+  }
+
+  void check(const Results&) const {}
+
+ private:
+  Mlp m_ = {};
+  Gate gates_[kGates] = {};
+  std::vector<int32_t> sizes_, gate_sizes_[kGates];
+  Floats x_, weights_, d_out_, gate_weights_[kGates], conditions_[kGates];
+};
+
+// Adam's step on a few arrays, which are changed in place: here copies of them.
+class AdamCase {
+ public:
+  explicit AdamCase(Bytes& b) {
+    rule_ = {0.9, 0.999, 1e-15f, 0.1f, 0.001f};
+    if (b.byte() > 250) rule_.left1 = rule_.left2 = b.value();
+    arrays_.resize(b.byte() % 4);
+    Random random(b.word());
+    for (Arrays& a : arrays_) {
+      const uint32_t period = b.byte(), repeats = b.byte();
+      a.period = 1 + period % 9;
+      const int64_t size = a.period * (repeats < 250 ? repeats % 30 : 9000);
+      a.decay = repeats % 2 ? 0.0f : 1e-4f;
+      a.rates = random.array(a.period, 0, 0.1f);
+      a.gradient = random.array(size, -1, 1);
+      a.state = random.array(3 * size, 0, 1);
+    }
+    for (Arrays& a : arrays_) poke(b, {&a.rates, &a.gradient, &a.state});
+  }
+
+  bool possible() const { return true; }
+
+  Results run(const Executor& executor) const {
+    Results r;
+    std::vector<AdamLeaf> leaves;
+    for (const Arrays& a : arrays_) {
+      const int64_t size = static_cast<int64_t>(a.gradient.size());
+      float* state[3];
+      for (int i = 0; i < 3; ++i) {
+        state[i] = r.floats(size);
+        std::copy_n(a.state.data() + i * size, size, state[i]);
+      }
+      leaves.push_back({a.rates.data(), a.gradient.data(), state[0], state[1], state[2], size, a.period, a.decay});
+    }
+    adam(rule_, leaves.data(), static_cast<int64_t>(leaves.size()), executor);
+    return r;
+  }
+
+  void check(const Results&) const {}
+
+ private:
+  struct Arrays {
+    int64_t period;
+    float decay;
+    Floats rates, gradient, state;
+  };
+  AdamRule rule_;
+  std::vector<Arrays> arrays_;
+};
+
 // Attention to a few tokens with the layers behind it.
 class AttendCase {
  public:
@@ -194,11 +302,14 @@ void with_case(Bytes& bytes, Test&& test) {
   const auto run = [&test](const auto& c) {
     if (c.possible()) test(c);
   };
-  const uint32_t which = bytes.byte() % 16;
+  const uint32_t which = bytes.byte() % 18;
   if (which < 7) return run(SceneCase(bytes));
   if (which < 9) return run(PaintCase(bytes));
   if (which < 13) return run(GridCase(bytes));
-  which == 13 ? run(ImageCase(bytes)) : which == 14 ? run(MlpCase(bytes)) : run(AttendCase(bytes));
+  if (which == 13) return run(ImageCase(bytes));
+  if (which == 14) return run(MlpCase(bytes));
+  if (which == 15) return run(GatedCase(bytes));
+  which == 16 ? run(AdamCase(bytes)) : run(AttendCase(bytes));
 }
 
 }  // namespace fuzz
