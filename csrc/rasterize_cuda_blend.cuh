@@ -55,6 +55,8 @@ enum class Sum { kFast, kLargest, kExact };
 // Power of two that brings a sum's largest addend, given by its bits, below 2^34: 2^27 addends of it fit into 63 bits.
 __device__ __forceinline__ int exact_shift(uint32_t largest) { return 33 - (static_cast<int>(largest >> 23) - 127); }
 
+constexpr double kMostUnits = 0x1p35;  // of an addend: 2^27 of them still fit
+
 __device__ __forceinline__ bool not_finite(uint32_t bits) { return bits >= 0x7f800000u; }
 
 // Adds a warp's share to one of a Gaussian's sums. kFast: in the order in which warps come, which rounding shows.
@@ -68,7 +70,9 @@ __device__ __forceinline__ void add_share(const CudaWork& w, int64_t at, float s
   } else {
     const uint32_t largest = w.largest[at];
     if (not_finite(largest)) return;
-    const long long units = llrint(ldexp(static_cast<double>(share), exact_shift(largest)));
+    // Another kernel found the largest, and may have rounded away what cancels to almost nothing here.
+    const double exact = ldexp(static_cast<double>(share), exact_shift(largest));
+    const long long units = llrint(fmin(fmax(exact, -kMostUnits), kMostUnits));
     atomicAdd(reinterpret_cast<unsigned long long*>(w.exact) + at, static_cast<unsigned long long>(units));
   }
 }

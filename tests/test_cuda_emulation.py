@@ -128,6 +128,15 @@ def test_deterministic_sums_of_any_size():
             np.testing.assert_allclose(a, b, rtol=0, atol=GRADIENT_TOLERANCE * np.abs(b).max())
 
 
+def test_deterministic_sums_when_their_two_passes_disagree():
+    """The pass that finds the largest addend is another kernel, in which what cancels may round to nothing."""
+    add = emulated.load().emulated_exact_sum
+    add.restype, add.argtypes = ctypes.c_float, (ctypes.c_float, ctypes.c_float, ctypes.c_int)
+    assert add(1.0, 1.0, 3) == 3.0 and add(1.5, -0.75, 2**20) == -0.75 * 2**20
+    assert abs(add(0.0, 1e-9, 1000)) < 1e-30 and 0 <= add(1e-9, 1e-3, 1000) < 1e-5
+    assert np.isnan(add(np.inf, 1.0, 1))
+
+
 def test_broken_cotangents_stay_visible():
     """A NaN in a cotangent is never lost, however the sums are added up, and stays with its pixel's Gaussians."""
     operands, cotangents = random_scene(), random_cotangents()

@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rasterizer_scenes import cuda_targets
+from rasterizer_scenes import cuda_targets, random_cotangents, random_scene
 from test_lpips import random_judge
 from test_sync import random_expert
 
-from fg3dgs_jax import cli
+from fg3dgs_jax import cli, native
 from fg3dgs_jax.data import clip as clips
 from fg3dgs_jax.data import synthetic
 from fg3dgs_jax.data.dataset import open_dataset, snippet_starts
 from fg3dgs_jax.inference.head import Head
-from fg3dgs_jax.model import bake
+from fg3dgs_jax.model import bake, hashgrid, hashgrid_native
+from fg3dgs_jax.rasterizer import ffi
 from fg3dgs_jax.training import loop
 from fg3dgs_jax.training.step import make_densify, make_step
 
@@ -94,3 +95,34 @@ def test_a_frame_lowers(runs, config, baked):
         assert "fg3dgs_rasterize_forward" in found and found <= cuda_targets()
     found = called(head._louder, params, alive, condition, condition.audio, np.float32(1.5), data.viewmats[9], backdrop)
     assert "fg3dgs_rasterize_forward" in found and found <= cuda_targets()
+
+
+@pytest.mark.skipif(not native.has_cuda(), reason="built without CUDA kernels: build with FG3DGS_CUDA=1 and nvcc")
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cuda_handlers_take_what_they_are_called_with(monkeypatch, deterministic):
+    """Called on the CPU, each lacks its stream and nothing else: before a handler runs, XLA names every operand, result
+    and attribute that does not fit it."""
+    for name, platform, handler in native.binary().registrations():
+        if platform == "CUDA":
+            jax.ffi.register_ffi_target(f"{name}_as_on_cuda", handler, platform="cpu")
+    plain = native.call
+    monkeypatch.setattr(native, "call", lambda name, *args, **options: plain(f"{name}_as_on_cuda", *args, **options))
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *operands, cuda=None, default=None, **others: (cuda or default)(*operands)
+    )
+    spec = hashgrid.GridSpec(levels=2, min_resolution=4, max_resolution=8)
+    tables, positions, weights = jnp.zeros((3, spec.starts[-1])), jnp.zeros((3, 9)), jnp.zeros((3, 2, 9))
+    options = ffi.Options(70, 50, 0.01, 7, deterministic)
+    for sh in (0, 4):
+        operands = tuple(map(jnp.asarray, random_scene(5, sh=sh)))
+        images = random_cotangents()
+        for call in (
+            lambda operands=operands: ffi.forward(operands, options),
+            lambda operands=operands, images=images: ffi.backward(operands, options, images, images),
+            lambda: hashgrid_native.encode(tables, positions, spec),
+            lambda: hashgrid_native.backward_tables(positions, weights, spec),
+            lambda: hashgrid_native.backward_positions(tables, positions, weights, spec),
+        ):
+            with pytest.raises(jax.errors.JaxRuntimeError, match=r"bad operands at: 0\)") as caught:
+                jax.block_until_ready(jax.jit(call)())
+            assert "stream" in str(caught.value)

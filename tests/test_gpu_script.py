@@ -114,3 +114,40 @@ def test_time_is_kept(gpu, tmp_path, monkeypatch):
     (tmp_path / "nvidia-smi").unlink()
     code, _ = run(gpu, tmp_path, monkeypatch)
     assert "no CUDA device" in str(code)
+
+
+def test_a_part_that_fails_costs_no_other(tmp_path, monkeypatch):
+    """And nothing is timed that does not agree with the CPU."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    measure = importlib.import_module("gpu_measure")
+
+    def fails(*args):
+        raise AssertionError("so it went")
+
+    monkeypatch.setattr(measure, "assert_cpu_parity", fails)
+    monkeypatch.setattr(measure, "time_ours", fails)
+    monkeypatch.setattr(measure, "time_gsplat", fails)
+    monkeypatch.setattr(measure, "time_head", lambda n, size: {"step_call_ms": n / size})
+    out = tmp_path / "rows.json"
+    argv = ["gpu_measure.py", "--any-device", "--cases", "30x16", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match="1"):
+        measure.main()
+    (row,) = json.loads(out.read_text())["rows"]
+    assert set(row.pop("failed")) == {"parity with the CPU", "gsplat"}  # the rasterizer was not even tried
+    assert row == {"n": 30, "size": 16, "step_call_ms": 1.875, "peak_mb": 0}
+    monkeypatch.setattr(measure, "assert_cpu_parity", lambda *scene: {"cpu_difference": 1e-7})
+    monkeypatch.setattr(measure, "time_ours", lambda *scene: {"forward_call_ms": 1.0})
+    monkeypatch.setattr(sys, "argv", [*argv, "--no-gsplat"])
+    with pytest.raises(SystemExit, match="0"):
+        measure.main()
+
+
+def test_differences_are_judged_one_by_one(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    agree = importlib.import_module("gpu_measure").agree
+    assert agree(lambda name: 1e-3, color=([1.0, 2.0], [1.0, 2.0]))["color"] == 0
+    with pytest.raises(AssertionError, match=r"alpha is 1\.00e-01 apart"):
+        agree(lambda name: 0.05, color=([1.0], [1.0]), alpha=([1.1], [1.0]))
+    with pytest.raises(AssertionError, match="color is nan apart"):
+        agree(lambda name: 1.0, color=([float("nan")], [1.0]))

@@ -113,6 +113,17 @@ extern "C" const char* emulated_grid(int which, const int32_t* resolutions, int 
 // The call on the stream after so many more will fail; a negative number: none.
 extern "C" void emulated_failure(int calls) { emulation::block().calls_until_failure = calls; }
 
+// `count` equal addends, summed in units of the largest one, which is given by itself.
+extern "C" float emulated_exact_sum(float largest, float addend, int count) {
+  fg3dgs::CudaWork w = {};
+  uint32_t bits = __float_as_uint(largest);
+  long long units = 0;
+  w.largest = &bits;
+  w.exact = &units;
+  for (int i = 0; i < count; ++i) fg3dgs::device::add_share<fg3dgs::device::Sum::kExact>(w, 0, addend);
+  return fg3dgs::device::read_sum(w, 0);
+}
+
 // One launch of a kernel that does nothing.
 extern "C" const char* emulated_launch(int64_t blocks) {
   set_order(0);
