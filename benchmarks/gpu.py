@@ -32,7 +32,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SMOKE = "smoke: ok"
 CASES = ("30000x512", "10000x512", "100000x512", "30000x1024", "10000x1024", "100000x1024")  # the important ones first
 CASE_LIMIT = 150  # seconds
-MEASURING = 240  # seconds that gsplat's compilation leaves to it
+MEASURING = 240  # seconds that gsplat's compilation leaves to it, and half of them compute-sanitizer
 
 
 def finish(process: subprocess.Popen, limit: float) -> tuple[int | None, str]:
@@ -155,7 +155,8 @@ def sanitize(run: Run, capability: str) -> None:
     if SMOKE not in said:
         return run.note("smoke: run", "did not reach its end", 0.0, said)
     for tool in TOOLS:
-        run.step(f"sanitizer: {tool}", ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", binary], 60)
+        limit = min(40.0, max(1.0, run.left() - MEASURING / 2))
+        run.step(f"sanitizer: {tool}", ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", binary], limit)
 
 
 def measure(run: Run, rivals: list[str]) -> None:

@@ -19,7 +19,10 @@ ffi::Error check_workspace(const Scene& s, CudaPass pass, Workspace& workspace) 
 
 ffi::Error finish_cuda(const char* message) {
   if (!message) return ffi::Error::Success();
-  return ffi::Error(ffi::ErrorCode::kInternal, std::string("fg3dgs_jax: a CUDA kernel was not started: ") + message);
+  return ffi::Error(ffi::ErrorCode::kInternal,
+                    std::string("fg3dgs_jax: a CUDA kernel was not started: ") + message +
+                        "; kernels that were built for other devices or a newer driver must be built again here "
+                        "(FG3DGS_CUDA=1 pip install -e .)");
 }
 
 // -> color [h, w, c], alpha [h, w], depth [h, w], radii [n], num_pairs [], workspace

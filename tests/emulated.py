@@ -4,7 +4,6 @@ import atexit
 import ctypes
 import functools
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -20,8 +19,10 @@ EMULATION = ROOT / "tests" / "cuda_emulation"
 FLAGS = ("-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-Wall", "-Wno-unused-function")
 LIBRARY = ("-fPIC", "-shared", str(EMULATION / "kernels.cc"), "-ldl")
 PLAIN = ("-ffp-contract=off",)  # no fused products: the same bits on every machine
-# As nvcc's: the compiler fuses products and sums where it likes, in one kernel so and in another otherwise.
-FUSED = ("-ffp-contract=fast", *(["-mfma"] if platform.machine().lower() in ("x86_64", "amd64") else []))
+# As nvcc's: the compiler fuses products and sums where it likes, in one kernel so and in another otherwise. Processors
+# of before 2013 cannot; Arm's need not be told.
+CPUINFO = Path("/proc/cpuinfo")
+FUSED = ("-ffp-contract=fast", *(["-mfma"] if CPUINFO.exists() and " fma " in CPUINFO.read_text() else []))
 
 COMPILED = "FG3DGS_EMULATED_KERNELS"  # where a process that this one starts finds them compiled
 GUARD = 1024  # bytes on either side of an array, which nobody may write or believe
