@@ -49,7 +49,8 @@ def get_config():
     config.stages.motion = defaults.stage(
         steps=MOTION,
         rates={"means": (1.2e-4, 1.6e-6), **defaults.SPLAT_RATES, **motion},
-        weights={**defaults.PHOTO_WEIGHTS, **defaults.DELTA_WEIGHTS},
+        # landmarks: beyond the papers, see training/lips.py
+        weights={**defaults.PHOTO_WEIGHTS, **defaults.DELTA_WEIGHTS, "landmarks": 0.0},
         densify=defaults.densify(start=0, stop=MOTION - 5_000),
     )
     config.stages.fusion = defaults.stage(

@@ -51,6 +51,7 @@ class Frame:
     condition: Condition
     lips_box: Array  # i32 [4], square (row0, row1, col0, col1), half-open, inside the image
     eye_boxes: Array  # i32 [2, 4], likewise for the eye on the image's left and on its right
+    lips: Array | None = None  # f32 [20, 2], (x, y) of the lips' landmarks in pixels, outer contour first
 
 
 @flax.struct.dataclass

@@ -63,6 +63,7 @@ class Dataset:
             index=place, image=image, backdrop=backdrop, labels=labels, viewmat=clip.viewmats[index],
             intrinsics=clip.intrinsics, condition=clips.condition(clip.audio_features, clip.expression, index),
             lips_box=clip.lips_box[index], eye_boxes=clip.eye_boxes[index],
+            lips=clip.landmarks[index, clips.MOUTH_POINTS].astype(np.float32),
         )  # fmt: skip
 
     @functools.cached_property

@@ -29,6 +29,7 @@ class RegionView:
     alive: jax.Array  # bool [N]
     judges: Mapping[str, Any]  # pretrained networks by the names in NEEDS
     gaussians: Gaussians | None = None  # as they are at rest
+    lips: jax.Array | None = None  # f32 [], how far moved lips are from their landmarks, in lip widths; None: not here
     # Of the pixels that the means are taken over, the share that is here; prediction and target agree on all others.
     share: float = flax.struct.field(pytree_node=False, default=1.0)
 
@@ -121,6 +122,7 @@ REGION_TERMS = {
     "delta_log_scales": _delta("log_scales"),
     "delta_opacities": _delta("opacities"),
     "delta_colors": _delta("colors"),
+    "landmarks": lambda view: jnp.zeros(()) if view.lips is None else view.lips,
     "opacity": _opacity,  # mean opacity, and mean scale in world units: what nothing needs fades (3DGS as MCMC)
     "scale": _scale,
     "lpips": _region_lpips,

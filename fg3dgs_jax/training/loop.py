@@ -18,7 +18,7 @@ from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.model import cameras as camera_lib
 from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model.render import HeadSpec, RasterOptions, create_motions, motion_structure
-from fg3dgs_jax.training import cameras, checkpoint, checks, judges, optim, seeds, stages
+from fg3dgs_jax.training import cameras, checkpoint, checks, judges, lips, optim, seeds, stages
 from fg3dgs_jax.training.previews import Preview
 from fg3dgs_jax.training.progress import Progress
 from fg3dgs_jax.training.signals import Interrupt, Stopped
@@ -46,6 +46,7 @@ class Run:
     stages: tuple[stages.Stage, ...]
     judges: dict  # pretrained networks by name, on the device
     basis: AudioBasis | None  # what networks see of audio windows; None: all
+    lips: lips.Lips | None  # where landmarks lead them; None: nowhere
 
     @property
     def total_steps(self) -> int:
@@ -91,7 +92,9 @@ def prepare(config: ConfigDict, dataset: Dataset, workdir: Path) -> Run:
     spec = stages.head_spec(config, dataset.audio_features.shape[1:], dataset.expression.shape[1], dataset.extent)
     graphs, shapes = motion_structure(spec)
     tasks, networks = stages.tasks(config, _crops(dataset)), jax.device_put(judges.load(config))
-    run = Run(config, dataset, workdir, spec, graphs, tasks, found, networks, _basis(dataset, config.audio_components))
+    led = lips.find(dataset, tasks) if any("landmarks" in stage.weights for stage in found) else None
+    basis = _basis(dataset, config.audio_components)
+    run = Run(config, dataset, workdir, spec, graphs, tasks, found, networks, basis, led)
     for stage in found:
         _check_frames(dataset, stage)
         _sampler(run, stage)
@@ -141,6 +144,7 @@ def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
         options=RasterOptions(run.config.rasterizer.backend, max_pairs, run.config.rasterizer.deterministic),
         audio_noise=run.config.audio_noise.each * each,
         audio_level=run.config.audio_noise.level * deviation,
+        lips=run.lips if "landmarks" in stage.weights else None,
         camera_rule=_camera_rule(run, stage),
     )
 

@@ -15,6 +15,7 @@ from fg3dgs_jax.model import gaussians as pool_lib
 from fg3dgs_jax.model import relocation
 from fg3dgs_jax.model.render import HeadSpec, RasterOptions, move, render_region
 from fg3dgs_jax.training import cameras, optim
+from fg3dgs_jax.training import lips as lips_lib
 from fg3dgs_jax.training.optim import Rates
 from fg3dgs_jax.training.stages import RegionTask, Stage
 from fg3dgs_jax.training.state import PAIRS, TrainState
@@ -37,6 +38,7 @@ class Plan:
     options: RasterOptions = flax.struct.field(pytree_node=False)
     audio_noise: float = flax.struct.field(pytree_node=False, default=0.0)  # deviation, in units of the features
     audio_level: float = flax.struct.field(pytree_node=False, default=0.0)  # deviation of a shift common to a frame's
+    lips: lips_lib.Lips | None = flax.struct.field(pytree_node=False, default=None)  # None: no landmark leads them
     camera_rule: cameras.CameraRule | None = flax.struct.field(pytree_node=False, default=None)  # None: they stay
 
     @property
@@ -80,10 +82,11 @@ def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainSta
     whole = Window(0, 0, *frame.labels.shape)
     layers = []
     for region in plan.spec.regions:
-        gaussians, deltas = params[region.name]["gaussians"], None
+        gaussians, deltas, led = params[region.name]["gaussians"], None, None
         if plan.stage.moving:
             motion = params[region.name]["motion"]
             deltas, _ = move(plan.graphs[region.name], motion, gaussians.means, frame.condition)
+            led = lead_lips(plan, region.name, motion, frame)
         rendered = render_region(
             gaussians,
             state.pools[region.name].alive,
@@ -93,8 +96,17 @@ def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainSta
             means2d=offsets[region.name],
             options=plan.options,
         )
-        layers.append(Layer(rendered, deltas, gaussians))
+        layers.append(Layer(rendered, deltas, gaussians, led))
     return layers
+
+
+def lead_lips(plan: Plan, region: str, motion: Mapping, frame: Frame) -> jax.Array | None:
+    """How far the lips, as this region's network moves them, are from the frame's landmarks; None: not its task."""
+    if plan.lips is None or plan.lips.region != region:
+        return None
+    rest = jnp.asarray(plan.lips.points)
+    deltas, _ = move(plan.graphs[region], motion, rest, frame.condition)
+    return lips_lib.distance(lips_lib.seen(rest + deltas.means, frame), frame.lips, plan.lips.width)
 
 
 def disturb(plan: Plan, state: TrainState, frame: Frame) -> Frame:

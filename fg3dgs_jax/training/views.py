@@ -18,6 +18,7 @@ class Layer(NamedTuple):
     rendered: Rendered
     deltas: Deltas | None
     gaussians: Gaussians | None = None  # unmoved
+    lips: jax.Array | None = None  # see `terms.RegionView`
 
 
 def _has(labels: jax.Array, bits: int) -> jax.Array:
@@ -112,6 +113,7 @@ def region_view(
         background=background,
         deltas=layer.deltas,
         gaussians=layer.gaussians,
+        lips=layer.lips,
         alive=alive,
         judges=judges,
         # The window of boxes is all that is judged; the head's only leaves out what is empty anyway.
