@@ -94,7 +94,7 @@ class Trainer:
         self.head, self.stage, self.weights = head, stage, stage["weights"]
         device = next(head.parameters()).device
         self.generator = torch.Generator(device).manual_seed(0)
-        self.judge_region = torch.compile(judge_region) if head.compiled else judge_region
+        self.judge_region = torch.compile(judge_region, dynamic=False) if head.compiled else judge_region
         self.judge_frame = torch.compile(judge_frame) if head.compiled else judge_frame
         self.statistics = {name: Statistics(region.means) for name, region in head.regions.items()}
         self.steps = 0
