@@ -2,10 +2,6 @@
 
 import functools
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -93,13 +89,3 @@ def test_the_kernel_refuses_operands_that_do_not_fit(position, shape):
     for kernel, count in ((module._native_forward, 6), (module._native_backward, 7)):
         with pytest.raises(Exception, match="gated: operands have the wrong shapes"):
             jax.block_until_ready(jax.jit(functools.partial(kernel, sizes=FACE))(*given[:count]))
-
-
-@pytest.mark.parametrize("isa", ["avx2", "baseline"])
-def test_other_instruction_sets(isa):
-    """The narrower kernels, in a process of their own: the choice is made once."""
-    program = "import test_gated as t\nfor sizes in t.SIZES:\n    t.test_equals_plain_jax(sizes, 700)"
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = {**os.environ, "FG3DGS_ISA": isa, "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr

@@ -77,9 +77,10 @@ def test_what_is_not_finite_is_passed_on_and_stays_in_its_point(bad):
 
 
 @pytest.mark.parametrize("isa", ["avx2", "baseline"])
-def test_other_instruction_sets(isa):
+@pytest.mark.parametrize("tests", ["test_mlp", "test_gated"])
+def test_other_instruction_sets(tests, isa):
     """The narrower kernels, in a process of their own: the choice is made once."""
-    program = "import test_mlp as t\nfor sizes in t.SIZES:\n    t.test_equals_plain_jax(sizes, 700)"
+    program = f"import {tests} as t\nfor sizes in t.SIZES:\n    t.test_equals_plain_jax(sizes, 700)"
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = {**os.environ, "FG3DGS_ISA": isa, "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
