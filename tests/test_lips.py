@@ -10,6 +10,7 @@ import pytest
 from fg3dgs_jax import cli
 from fg3dgs_jax.data import synthetic
 from fg3dgs_jax.data.dataset import open_dataset
+from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.training import lips, loop, stages
 from fg3dgs_jax.training.step import make_step, see_frame
 
@@ -44,6 +45,13 @@ def plan(run):
 def test_the_region_whose_mask_holds_lips_moves_them(dataset, name, owner):
     config = cli.load_config(str(CONFIGS / f"{name}.py"))
     assert lips.find(dataset, stages.tasks(config, loop._crops(dataset))).region == owner
+
+
+def test_a_head_without_lips_is_refused(dataset):
+    config = cli.load_config(str(CONFIGS / "fg3dgs.py"))
+    config.layers = ("face", "eyes")
+    with pytest.raises(UserError, match="no region's mask holds any"):
+        lips.find(dataset, stages.tasks(config, loop._crops(dataset)))
 
 
 def test_resting_lips_are_seen_where_lips_are(dataset, run):

@@ -14,6 +14,7 @@ import numpy as np
 
 from fg3dgs_jax.data.clip import MOUTH_POINTS
 from fg3dgs_jax.data.dataset import Dataset
+from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.training.seeds import triangulate
 from fg3dgs_jax.training.stages import RegionTask
 from fg3dgs_jax.types import Frame, Label
@@ -30,14 +31,19 @@ class Lips(NamedTuple):
 def find(dataset: Dataset, tasks: Mapping[str, RegionTask]) -> Lips:
     """The world points nearest to each lip landmark's rays through the training frames, and the lips' region.
 
-    The region is the first one whose mask holds lips.
+    The region is the first one whose mask holds lips. Raises UserError: there is none.
     """
+    owners = [name for name, task in tasks.items() if task.include & Label.LIPS and not task.exclude & Label.LIPS]
+    owners += [name for name, task in tasks.items() if task.include & Label.HEAD and not task.exclude & Label.LIPS]
+    if not owners:
+        raise UserError(
+            f"--config.layers={','.join(tasks)}: landmarks lead lips, and no region's mask holds any; add lips to a "
+            "region's include, or set the stages' weights.landmarks to 0"
+        )
     ids = np.asarray(dataset.train_ids)
     marks = np.asarray(dataset.landmarks)[ids, MOUTH_POINTS].astype(np.float64)
     points = [triangulate(marks[:, k], dataset.viewmats[ids], dataset.intrinsics) for k in range(marks.shape[1])]
     width = float(np.median(np.linalg.norm(marks[:, 0] - marks[:, 6], axis=-1)))
-    owners = [name for name, task in tasks.items() if task.include & Label.LIPS and not task.exclude & Label.LIPS]
-    owners += [name for name, task in tasks.items() if task.include & Label.HEAD and not task.exclude & Label.LIPS]
     return Lips(owners[0], np.asarray(points, np.float32), width)
 
 
