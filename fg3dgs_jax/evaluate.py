@@ -11,6 +11,9 @@
     ... --refine-poses
         also fits the pose of every held-out frame to its pixels outside the mouth, and reports the scores with and
         without: what is lost to the pose rather than to the head
+    ... --training-frames
+        also scores as many frames that it was trained on: where these are no better, it has learned too little rather
+        than by heart, and more steps help
     ... --probe
         also renders them under wrong audio, a frozen mouth and shuffled expressions: does the audio drive the mouth?
 
@@ -33,7 +36,7 @@ from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.data.models import LANDMARKS, find_model
 from fg3dgs_jax.data.writing import write_video
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.inference import console, heldout, page, papers, paths, probes, speech
+from fg3dgs_jax.inference import console, heldout, page, papers, paths, pictures, probes, speech
 from fg3dgs_jax.inference.head import Head
 from fg3dgs_jax.inference.performance import Ear
 
@@ -44,7 +47,7 @@ WEIGHTS = {
     "inception": "Inception v3 for FID, from `convert`",
 }
 PAGES = ("tables.csv", "tables.md", "report.html")
-REFINED = "held-out frames, poses fitted outside the mouth"
+REFINED, TRAINED = "held-out frames, poses fitted outside the mouth", "frames that it was trained on"
 DRIVEN = "driven by"
 SILENT = 1e-3  # RMS below which a sound is silent
 MOST_SECONDS = 120  # of --audio: its frames are scored together, 20 MB a second at 512 x 512
@@ -68,6 +71,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--probe", action="store_true", help="also render under wrong conditions; about ten times longer"
     )
+    parser.add_argument("--training-frames", action="store_true", help="also score frames that it was trained on")
     parser.add_argument("--refine-poses", action="store_true", help="also score with poses fitted outside the mouth")
     return parser.parse_args(argv)
 
@@ -121,7 +125,12 @@ def main(argv: list[str]) -> int:
         scores = heldout.score(refined, better, flags.models)
         report["refined_poses"] = {**scores, "mean_twist": np.abs(moves).mean(axis=0).tolist()}
         tables[REFINED] = papers.table(refined, better, scores, networks, flags.models)
-        console.show(console.score_table(scores))
+        console.show(console.score_table(scores, REFINED))
+    if flags.training_frames:
+        ids = dataset.train_ids[pictures.spread(len(dataset.train_ids), len(dataset.test_ids))]
+        learned = heldout.predict(dataset, head.render, ids, track=console.track, name=TRAINED)
+        report["training_frames"] = heldout.score(dataset, learned, flags.models)
+        console.show(console.score_table(report["training_frames"], TRAINED))
     if ear is not None:
         tables[f"{DRIVEN} {flags.audio.name}"] = drive(head, ear, sound, networks, flags.models, out)
     for title, table in tables.items():

@@ -422,10 +422,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(commands, tmp_path, mo
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_evaluate_scores_another_sound_and_fitted_poses(commands, tmp_path):
+def test_evaluate_scores_another_sound_fitted_poses_and_training_frames(commands, tmp_path):
     out, sound = tmp_path / "scores", tmp_path / "speech.wav"
     soundfile.write(sound, 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32), 16000)
-    flags = ["--workdir=run", f"--out={out}", f"--audio={sound}", "--refine-poses"]
+    flags = ["--workdir=run", f"--out={out}", f"--audio={sound}", "--refine-poses", "--training-frames"]
     assert cli.exit_code(evaluate.main, flags) == 0
     report = json.loads((out / "evaluation.json").read_text())
     assert report["tables"]["driven by speech.wav"]["frames"] == 25
@@ -433,6 +433,8 @@ def test_evaluate_scores_another_sound_and_fitted_poses(commands, tmp_path):
     # fitted on the pixels outside the mouth, so the frames as a whole are at least not missed by more
     assert report["refined_poses"]["summary"]["psnr"] > report["summary"]["psnr"] - 0.1
     assert len(report["refined_poses"]["mean_twist"]) == 6
+    learned = [frame["id"] for frame in report["training_frames"]["frames"]]
+    assert len(learned) == len(report["frames"]) and set(learned) <= set(commands.dataset.train_ids.tolist())
 
 
 def test_evaluate_hears_by_a_files_features_or_says_what_is_missing(commands, tmp_path, monkeypatch, capsys):

@@ -85,6 +85,15 @@ def test_lip_opening_and_correlation():
     assert np.isnan(metrics.correlation(opening, np.ones(5)))
 
 
+def test_range_ratio_tells_a_timid_copy_from_a_full_one():
+    truth = np.array([1.0, 4.0, 2.0, np.nan, 6.0])
+    assert metrics.range_ratio(0.5 * truth + 3.0, truth) == pytest.approx(0.5)
+    assert metrics.range_ratio([9.0, 1.0, 4.0, 7.0, 2.0], truth) == pytest.approx(
+        np.std([9, 1, 4, 2]) / np.std([1, 4, 2, 6])
+    )
+    assert np.isnan(metrics.range_ratio(truth, np.ones(5))) and np.isnan(metrics.range_ratio(truth[:2], truth[:2]))
+
+
 def test_jitter_is_the_second_difference_and_does_not_cross_gaps():
     ids = np.array([0, 1, 2, 3, 50, 51, 52, 53])
     steady = np.zeros((8, 4, 2))

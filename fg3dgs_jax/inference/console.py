@@ -23,6 +23,7 @@ SCORES = (
     ("ssim_head", "SSIM head", 3, "higher"),
     ("lmd", "LMD, px", 2, "lower"),
     ("lip_opening_r", "lip opening, r with truth", 2, "higher"),
+    ("lip_opening_range", "  its range, of the truth's", 2, "near 1"),
     ("jitter", "landmark jitter, px/frame²", 2, "near truth's"),
     ("jitter_truth", "  the truth's own", 2, ""),
     ("frames_without_face", "predictions without a face", 0, "lower"),
@@ -64,9 +65,9 @@ def percent(interval: Sequence[float | None]) -> str:
     return f"{mean} %" + (f" [{low}, {high}]" if low else "")
 
 
-def score_table(report: dict) -> Table:
-    """The scores of `heldout.evaluate` with their 95 % intervals; what is missing says why."""
-    table = Table(title=f"{len(report['frames'])} held-out frames", title_justify="left")
+def score_table(report: dict, what: str = "held-out frames") -> Table:
+    """The scores of `heldout.score` with their 95 % intervals; what is missing says why."""
+    table = Table(title=f"{len(report['frames'])} {what}", title_justify="left")
     for name, justify in (("score", "left"), ("mean", "right"), ("95 % interval", "right"), ("better", "left")):
         table.add_column(name, justify=justify)
     for name, label, digits, better in SCORES:

@@ -26,7 +26,7 @@ Track = Callable[[Sequence, str], Iterable]  # passes a sequence through while s
 
 FORMAT, VERSION = "fg3dgs_jax.evaluation", 1
 OUTPUTS = ("evaluation.json", "heldout.npz", "heldout.mp4", "heldout.jpg")
-LANDMARK_SCORES = ("lmd", "lip_opening_r", "jitter", "aue_lower", "aue_upper")
+LANDMARK_SCORES = ("lmd", "lip_opening_r", "lip_opening_range", "jitter", "aue_lower", "aue_upper")
 SHEET_FRAMES, WORST_FRAMES = 6, 3
 
 
@@ -133,8 +133,10 @@ def score_faces(ids: np.ndarray, prediction: face.FaceTrack, truth: face.FaceTra
         "lip_opening": metrics.lip_opening(points),
         "lip_opening_truth": metrics.lip_opening(true_points),
     }
+    openings = per_frame["lip_opening"], per_frame["lip_opening_truth"]
     overall = {
-        "lip_opening_r": metrics.correlation(per_frame["lip_opening"], per_frame["lip_opening_truth"]),
+        "lip_opening_r": metrics.correlation(*openings),
+        "lip_opening_range": metrics.range_ratio(*openings),
         "jitter": metrics.jitter(points, ids),
         "jitter_truth": metrics.jitter(true_points, ids),
         "aue_lower": metrics.action_unit_error(prediction, truth, metrics.LOWER_UNITS),

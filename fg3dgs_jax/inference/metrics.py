@@ -139,6 +139,16 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
+def range_ratio(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """How far one series [T] swings of what the other does: ratio of their standard deviations over the entries finite
+    in both; NaN if fewer than 3 or the truth is constant. Beside `correlation`, which a timid copy passes too."""
+    prediction, truth = np.asarray(prediction, np.float64), np.asarray(truth, np.float64)
+    both = np.isfinite(prediction) & np.isfinite(truth)
+    if both.sum() < 3 or np.ptp(truth[both]) == 0.0:
+        return float("nan")
+    return float(prediction[both].std() / truth[both].std())
+
+
 def jitter(landmarks: np.ndarray, ids: np.ndarray) -> float:
     """Root mean square of the landmarks' second difference in time, pixels per frame squared.
 
