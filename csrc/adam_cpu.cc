@@ -37,12 +37,16 @@ void adam(const AdamRule& rule, const AdamLeaf* leaves, int64_t count, const Exe
   std::vector<float> rates;
   std::vector<int64_t> line(count), start(count + 1), first(count + 1);  // first: rates' beginnings
   for (int64_t i = 0; i < count; ++i) {
-    line[i] = (kLine + leaves[i].period - 1) / leaves[i].period * leaves[i].period;
+    const int64_t period = leaves[i].period, shortest = std::min(kLine, std::max<int64_t>(leaves[i].size, 1));
+    line[i] = (shortest + period - 1) / period * period;
     const int64_t each = std::max<int64_t>(kTask / line[i], 1) * line[i];
     start[i + 1] = start[i] + (leaves[i].size + each - 1) / each;
     first[i + 1] = first[i] + line[i];
-    for (int64_t k = 0; k < line[i]; ++k) rates.push_back(leaves[i].rates[k % leaves[i].period]);
   }
+  rates.resize(first[count]);
+  for (int64_t i = 0; i < count; ++i)
+    for (float *to = rates.data() + first[i], *end = to + line[i]; to < end; to += leaves[i].period)
+      std::copy_n(leaves[i].rates, leaves[i].period, to);
   parallel_for(executor, start[count], [&](int, int64_t task) {
     const int64_t i = std::upper_bound(start.begin(), start.end(), task) - start.begin() - 1;
     const AdamLeaf& leaf = leaves[i];

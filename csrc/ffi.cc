@@ -189,7 +189,7 @@ std::vector<Registration> cuda_registrations() { return {}; }
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of fg3dgs_jax, as XLA FFI targets.";
-  m.attr("INTERFACE") = 6;  // as in fg3dgs_jax/native.py
+  m.attr("INTERFACE") = 7;  // as in fg3dgs_jax/native.py
   m.def("registrations", &fg3dgs::registrations);
   m.def("cuda_workspace_bytes", &fg3dgs::cuda_workspace_bytes, py::arg("n"), py::arg("channels"), py::arg("sh_count"),
         py::arg("width"), py::arg("height"), py::arg("max_pairs"), py::arg("backward"), py::arg("deterministic"));

@@ -70,25 +70,55 @@ ffi::Error mlp_onto_cpu(ffi::ThreadPool pool, F32 start, F32 x, F32 weights, Out
   return ffi::Error::Success();
 }
 
-// queries [h c, n], keys [t, h, c], from_weights [m, t h], bias [m], from_hidden [l, m], past_weights [l, t h],
-// last [o, l] -> [o, n]
-ffi::Error attend_cpu(ffi::ThreadPool pool, F32 queries, F32 keys, F32 from_weights, F32 bias, F32 from_hidden,
-                      F32 past_weights, F32 last, OutF32 out) {
-  const auto k = keys.dimensions(), q = queries.dimensions();
-  const bool ranks = k.size() == 3 && q.size() == 2 && last.dimensions().size() == 2;
-  if (!ranks) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "attend: operands have the wrong ranks");
-  const int64_t hidden = size_of(bias), second = last.dimensions()[1], weights = k[0] * k[1];
-  const Attend a = {static_cast<int>(k[0]),   static_cast<int>(k[1]),   static_cast<int>(k[2]),
-                    static_cast<int>(hidden), static_cast<int>(second), static_cast<int>(last.dimensions()[0]), q[1]};
-  const bool good = a.tokens > 0 && a.tokens <= kMostTokens && a.heads > 0 && a.width > 0 && a.width <= kMostHeadWidth &&
-                    q[0] == k[1] * k[2] && size_of(from_weights) == hidden * weights &&
-                    size_of(from_hidden) == second * hidden && size_of(past_weights) == second * weights &&
-                    size_of(*out) == a.last * a.points && hidden > 0 && second > 0 && a.last > 0;
-  if (!good) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "attend: operands have the wrong shapes");
-  attend(a,
-         {queries.typed_data(), keys.typed_data(), from_weights.typed_data(), bias.typed_data(),
-          from_hidden.typed_data(), past_weights.typed_data(), last.typed_data(), out->typed_data()},
-         make_executor(pool));
+// x [s, n], to_scores [t h, s], from_weights [m, t h], bias [m], from_hidden [l, m], past_weights [l, t h], last [o, l]
+struct AttendCall {
+  Attend sizes;
+  AttendArrays arrays;
+};
+
+ffi::Error make_attend(F32 x, F32 to_scores, F32 from_weights, F32 bias, F32 from_hidden, F32 past_weights, F32 last,
+                       int64_t heads, AttendCall* call) {
+  const ffi::Error wrong(ffi::ErrorCode::kInvalidArgument, "attend: operands have the wrong shapes");
+  if (x.dimensions().size() != 2 || to_scores.dimensions().size() != 2 || last.dimensions().size() != 2) return wrong;
+  const int64_t seen = x.dimensions()[0], weights = to_scores.dimensions()[0], hidden = size_of(bias);
+  const int64_t outputs = last.dimensions()[0], second = last.dimensions()[1];
+  bool good = heads > 0 && weights > 0 && weights % heads == 0 && weights / heads <= kMostTokens;
+  for (int64_t size : {seen, weights, hidden, second, outputs}) good &= size > 0 && size <= kMostRows;
+  good = good && size_of(to_scores) == weights * seen && size_of(from_weights) == hidden * weights &&
+         size_of(from_hidden) == second * hidden && size_of(past_weights) == second * weights;
+  if (!good) return wrong;
+  call->sizes = {static_cast<int>(seen),   static_cast<int>(weights / heads), static_cast<int>(heads),
+                 static_cast<int>(hidden), static_cast<int>(second),          static_cast<int>(outputs),
+                 x.dimensions()[1]};
+  call->arrays = {x.typed_data(),           to_scores.typed_data(),    from_weights.typed_data(), bias.typed_data(),
+                  from_hidden.typed_data(), past_weights.typed_data(), last.typed_data()};
+  return ffi::Error::Success();
+}
+
+// -> [o, n]
+ffi::Error attend_forward_cpu(ffi::ThreadPool pool, F32 x, F32 to_scores, F32 from_weights, F32 bias, F32 from_hidden,
+                              F32 past_weights, F32 last, OutF32 out, int64_t heads) {
+  AttendCall call;
+  ffi::Error error = make_attend(x, to_scores, from_weights, bias, from_hidden, past_weights, last, heads, &call);
+  if (error.failure()) return error;
+  attend(call.sizes, call.arrays, out->typed_data(), make_executor(pool));
+  return ffi::Error::Success();
+}
+
+// The same operands and the cotangent of the result -> cotangents of the operands
+ffi::Error attend_backward_cpu(ffi::ThreadPool pool, F32 x, F32 to_scores, F32 from_weights, F32 bias, F32 from_hidden,
+                               F32 past_weights, F32 last, F32 d_out, OutF32 d_x, OutF32 d_to_scores,
+                               OutF32 d_from_weights, OutF32 d_bias, OutF32 d_from_hidden, OutF32 d_past_weights,
+                               OutF32 d_last, int64_t heads) {
+  AttendCall call;
+  ffi::Error error = make_attend(x, to_scores, from_weights, bias, from_hidden, past_weights, last, heads, &call);
+  if (error.failure()) return error;
+  if (size_of(d_out) != call.sizes.last * call.sizes.points)
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "attend: operands have the wrong shapes");
+  attend_backward(call.sizes, call.arrays, d_out.typed_data(),
+                  {d_x->typed_data(), d_to_scores->typed_data(), d_from_weights->typed_data(), d_bias->typed_data(),
+                   d_from_hidden->typed_data(), d_past_weights->typed_data(), d_last->typed_data()},
+                  make_executor(pool));
   return ffi::Error::Success();
 }
 
@@ -150,6 +180,13 @@ ffi::Error gated_backward_cpu(ffi::ThreadPool pool, F32 x, F32 weights, F32 weig
   return ffi::Error::Success();
 }
 
+// The seven operands of attention.
+template <class Binding>
+auto bind_attend(Binding&& binding) {
+  return std::move(binding).template Arg<F32>().template Arg<F32>().template Arg<F32>().template Arg<F32>()
+      .template Arg<F32>().template Arg<F32>().template Arg<F32>();
+}
+
 // The six operands of a gated perceptron.
 template <class Binding>
 auto bind_gated(Binding&& binding) {
@@ -172,9 +209,11 @@ XLA_FFI_DEFINE_HANDLER(kMlpBackwardCpu, mlp_backward_cpu,
 XLA_FFI_DEFINE_HANDLER(kMlpOntoCpu, mlp_onto_cpu,
                        ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Attr<
                            ffi::Span<const int32_t>>("sizes"));
-XLA_FFI_DEFINE_HANDLER(kAttendCpu, attend_cpu,
-                       ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
-                           .Arg<F32>().Arg<F32>().Ret<F32>());
+XLA_FFI_DEFINE_HANDLER(kAttendForwardCpu, attend_forward_cpu,
+                       bind_attend(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()).Ret<F32>().Attr<int64_t>("heads"));
+XLA_FFI_DEFINE_HANDLER(kAttendBackwardCpu, attend_backward_cpu,
+                       bind_attend(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()).Arg<F32>().Ret<F32>().Ret<F32>().Ret<F32>()
+                           .Ret<F32>().Ret<F32>().Ret<F32>().Ret<F32>().Attr<int64_t>("heads"));
 XLA_FFI_DEFINE_HANDLER(kGatedForwardCpu, gated_forward_cpu,
                        bind_gated(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()).Ret<F32>().Attr<ffi::Span<const int32_t>>(
                            "sizes").Attr<ffi::Span<const int32_t>>("counts"));
@@ -194,7 +233,8 @@ std::vector<Registration> network_registrations() {
           {"fg3dgs_mlp_onto", "cpu", kMlpOntoCpu},
           {"fg3dgs_gated_forward", "cpu", kGatedForwardCpu},
           {"fg3dgs_gated_backward", "cpu", kGatedBackwardCpu},
-          {"fg3dgs_attend", "cpu", kAttendCpu}};
+          {"fg3dgs_attend_forward", "cpu", kAttendForwardCpu},
+          {"fg3dgs_attend_backward", "cpu", kAttendBackwardCpu}};
 }
 
 }  // namespace fg3dgs

@@ -70,15 +70,15 @@ void gated_backward(const Mlp& m, const Gate* gates, const float* x, const float
     see(m, gates, x, first, count, &pass);
     load_points(d_out, m.points, m.sizes[m.layers], first, count, up.main.layer[m.layers]);
     mlp_kernels().run(m, false, weights, m.layers - 1, pass.main.layer);
-    mlp_kernels().pull(m, weights, pass.main.layer, up.main.layer, sums.of(chunk));
+    mlp_kernels().pull(m, false, weights, pass.main.layer, up.main.layer, sums.of(chunk));
     for (int i = 0; i < kGates; ++i) {
       const Gate& g = gates[i];
       float *sum = sums.of(chunk) + starts[i], *d_gate = up.rows(gates, i);
       mlp_kernels().pull_gate(g.condition, g.rectified, height(g), pass.gate[i].layer[g.net.layers], d_gate,
                               sum + mlp_weights(g.net));
       up.gate[i].layer[g.net.layers] = d_gate;
-      mlp_kernels().pull(g.net, g.weights, pass.gate[i].layer, up.gate[i].layer, sum);
-      for (int64_t k = 0; k < int64_t{in} * kMlpStride; ++k) up.main.layer[0][k] += up.gate[i].layer[0][k];
+      up.gate[i].layer[0] = up.main.layer[0];
+      mlp_kernels().pull(g.net, true, g.weights, pass.gate[i].layer, up.gate[i].layer, sum);
     }
     save_points(up.main.layer[0], m.points, in, first, count, d_x);
   });

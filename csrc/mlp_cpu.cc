@@ -29,24 +29,70 @@ void mlp_backward(const Mlp& m, const float* x, const float* weights, const floa
     load_points(x, m.points, m.sizes[0], first, count, layers.layer[0]);
     load_points(d_out, m.points, m.sizes[m.layers], first, count, up.layer[m.layers]);
     mlp_kernels().run(m, false, weights, m.layers - 1, layers.layer);
-    mlp_kernels().pull(m, weights, layers.layer, up.layer, sums.of(chunk));
+    mlp_kernels().pull(m, false, weights, layers.layer, up.layer, sums.of(chunk));
     save_points(up.layer[0], m.points, m.sizes[0], first, count, d_x);
   });
   sums.total(0, size, d_weights);
 }
 
-void attend(const Attend& a, const AttendArrays& arrays, const Executor& executor) {
-  const int queries = a.heads * a.width;
-  const int32_t sizes[] = {queries, a.tokens * a.heads, a.hidden, a.second, a.last};
-  const int64_t floats = floats_of(sizes, 5);
+namespace {
+
+// Sizes of a pass's rows.
+struct AttendRows {
+  int32_t sizes[5];
+
+  explicit AttendRows(const Attend& a) : sizes{a.seen, a.weights(), a.hidden, a.second, a.last} {}
+  int64_t floats() const { return floats_of(sizes, 5); }
+};
+
+// Calls call(array, size) for all arrays but x.
+template <class Call>
+void for_sums(const Attend& a, AttendGradients* arrays, const Call& call) {
+  const int64_t weights = a.weights();
+  call(&arrays->to_scores, weights * a.seen);
+  call(&arrays->from_weights, a.hidden * weights);
+  call(&arrays->bias, int64_t{a.hidden});
+  call(&arrays->from_hidden, int64_t{a.second} * a.hidden);
+  call(&arrays->past_weights, a.second * weights);
+  call(&arrays->last, int64_t{a.last} * a.second);
+}
+
+}  // namespace
+
+void attend(const Attend& a, const AttendArrays& arrays, float* out, const Executor& executor) {
+  const AttendRows rows(a);
   Lease ws;
-  float* space = ws->scratch.ensure(floats * std::max(1, executor.num_threads));
+  float* space = ws->scratch.ensure(rows.floats() * std::max(1, executor.num_threads));
   for_passes(a.points, executor, [&](int worker, int64_t, int64_t first, int64_t count) {
-    const Layers rows(sizes, 5, space + worker * floats);
-    load_points(arrays.queries, a.points, queries, first, count, rows.layer[0]);
-    mlp_kernels().attend(a, arrays, rows.layer);
-    save_points(rows.layer[4], a.points, a.last, first, count, arrays.out);
+    const Layers pass(rows.sizes, 5, space + worker * rows.floats());
+    load_points(arrays.x, a.points, a.seen, first, count, pass.layer[0]);
+    mlp_kernels().attend(a, arrays, pass.layer);
+    save_points(pass.layer[4], a.points, a.last, first, count, out);
   });
+}
+
+void attend_backward(const Attend& a, const AttendArrays& arrays, const float* d_out, const AttendGradients& out,
+                     const Executor& executor) {
+  const AttendRows rows(a);
+  AttendGradients totals = out;
+  int64_t size = 0;
+  for_sums(a, &totals, [&](float**, int64_t count) { size += count; });
+  ChunkSums sums(size);
+  Lease ws;
+  float* space = ws->scratch.ensure(2 * rows.floats() * std::max(1, executor.num_threads));
+  for_passes(a.points, executor, [&](int worker, int64_t chunk, int64_t first, int64_t count) {
+    const Layers pass(rows.sizes, 5, space + 2 * worker * rows.floats()), up(rows.sizes, 5, pass.end);
+    AttendGradients mine = {};
+    float* next = sums.of(chunk);
+    for_sums(a, &mine, [&](float** array, int64_t floats) { *array = next, next += floats; });
+    load_points(arrays.x, a.points, a.seen, first, count, pass.layer[0]);
+    load_points(d_out, a.points, a.last, first, count, up.layer[4]);
+    mlp_kernels().attend(a, arrays, pass.layer);
+    mlp_kernels().pull_attend(a, arrays, pass.layer, up.layer, mine);
+    save_points(up.layer[0], a.points, a.seen, first, count, out.x);
+  });
+  int64_t start = 0;
+  for_sums(a, &totals, [&](float** array, int64_t count) { sums.total(start, count, *array), start += count; });
 }
 
 }  // namespace fg3dgs

@@ -7,13 +7,19 @@
 namespace fg3dgs {
 namespace FG_ISA {
 
-// `Rows` rows of out = matrix * in, or with Onto of out += matrix * in, for `Vectors` vectors of points. Row r, column k of the matrix is at
-// r * row + k * column; rows of `in` and `out` are kMlpStride apart.
-template <bool Onto, int Rows, int Vectors>
-FG_INLINE void multiply_rows(const float* matrix, int64_t row, int64_t column, int depth, const float* in, float* out) {
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// `Rows` rows of out = finish(matrix * in), for `Vectors` vectors of points. Row r, column k of the matrix is at
+// r * row + k * column; rows of `in` and `out` are kMlpStride apart. finish(at, sum) is told where in `out` a sum goes.
+template <int Rows, int Vectors, class Finish>
+FG_INLINE void multiply_rows(const float* matrix, int64_t row, int64_t column, int depth, const float* in, int64_t at,
+                             float* out, const Finish& finish) {
   vf sums[Rows][Vectors];
   for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Vectors; ++v) sums[r][v] = Onto ? load(out + r * kMlpStride + v * kWidth) : zero();
+    for (int v = 0; v < Vectors; ++v) sums[r][v] = zero();
   for (int k = 0; k < depth; ++k) {
     vf x[Vectors];
     for (int v = 0; v < Vectors; ++v) x[v] = load(in + k * kMlpStride + v * kWidth);
@@ -23,21 +29,28 @@ FG_INLINE void multiply_rows(const float* matrix, int64_t row, int64_t column, i
     }
   }
   for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Vectors; ++v) store(out + r * kMlpStride + v * kWidth, sums[r][v]);
+    for (int v = 0; v < Vectors; ++v) {
+      const int64_t here = at + r * kMlpStride + v * kWidth;
+      store(out + here, finish(here, sums[r][v]));
+    }
 }
 
-// out [rows, kMlpPoints] = matrix [rows, depth] * in [depth, kMlpPoints]. Six rows of two vectors: as many sums as AVX2
-// has registers for.
-template <bool Onto = false>
+// out [rows, kMlpPoints] = finish(matrix [rows, depth] * in [depth, kMlpPoints]). As many sums as there are registers
+// for.
+template <class Finish>
 inline void multiply(const float* matrix, int64_t row, int64_t column, int rows, int depth, const float* in,
-                     float* out) {
+                     float* out, const Finish& finish) {
+  constexpr int kMost = kWidth == 16 ? 8 : 6;
   for (int p = 0; p < kMlpPoints; p += 2 * kWidth) {
+    const auto some = [&](auto count, int r) {
+      multiply_rows<decltype(count)::value, 2>(matrix + r * row, row, column, depth, in + p, r * kMlpStride + p, out,
+                                               finish);
+    };
     int r = 0;
-    for (; r + 6 <= rows; r += 6)
-      multiply_rows<Onto, 6, 2>(matrix + r * row, row, column, depth, in + p, out + r * kMlpStride + p);
-    for (; r + 2 <= rows; r += 2)
-      multiply_rows<Onto, 2, 2>(matrix + r * row, row, column, depth, in + p, out + r * kMlpStride + p);
-    if (r < rows) multiply_rows<Onto, 1, 2>(matrix + r * row, row, column, depth, in + p, out + r * kMlpStride + p);
+    for (; r + kMost <= rows; r += kMost) some(Count<kMost>(), r);
+    if (r + 4 <= rows) some(Count<4>(), r), r += 4;
+    if (r + 2 <= rows) some(Count<2>(), r), r += 2;
+    if (r < rows) some(Count<1>(), r);
   }
 }
 
@@ -75,91 +88,137 @@ inline void add_outer(const float* a, const float* b, int rows, int columns, flo
   for (; i < rows; ++i) add_rows<1, kB>(a + i * kMlpStride, b, columns, out + int64_t{i} * columns);
 }
 
-inline void relu(float* values, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0.0f ? 0.0f : values[i];  // NaN stays
-}
-
-inline void mask(const float* hidden, float* gradient, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) gradient[i] = hidden[i] > 0.0f ? gradient[i] : 0.0f;
-}
+FG_INLINE vf relu(vf x) { return x < zero() ? zero() : x; }  // NaN stays
 
 inline void run_layers(const Mlp& m, bool onto, const float* weights, int count, float* const* layer) {
   for (int i = 0; i < count; ++i) {
     const int in = m.sizes[i], out = m.sizes[i + 1];
-    const auto run = onto && i == 0 ? multiply<true> : multiply<false>;
-    run(weights, 1, out, out, in, layer[i], layer[i + 1]);
-    if (i + 1 < m.layers) relu(layer[i + 1], int64_t{out} * kMlpStride);
+    const bool adds = onto && i == 0, hidden = i + 1 < m.layers;
+    const float* held = layer[i + 1];
+    multiply(weights, 1, out, out, in, layer[i], layer[i + 1], [=](int64_t at, vf sum) {
+      if (adds) sum += load(held + at);
+      return hidden ? relu(sum) : sum;
+    });
     weights += int64_t{in} * out;
   }
 }
 
-inline void pull_layers(const Mlp& m, const float* weights, float* const* layer, float* const* up, float* d_weights) {
+inline void pull_layers(const Mlp& m, bool onto, const float* weights, float* const* layer, float* const* up,
+                        float* d_weights) {
   int64_t start = mlp_weights(m);
   for (int i = m.layers - 1; i >= 0; --i) {
     const int in = m.sizes[i], out = m.sizes[i + 1];
+    const bool adds = onto && i == 0, hidden = i > 0;
+    const float *held = up[i], *value = layer[i];
     start -= int64_t{in} * out;
     add_outer(layer[i], up[i + 1], in, out, d_weights + start);
-    multiply(weights + start, out, 1, in, out, up[i + 1], up[i]);
-    if (i > 0) mask(layer[i], up[i], int64_t{in} * kMlpStride);
+    multiply(weights + start, out, 1, in, out, up[i + 1], up[i], [=](int64_t at, vf sum) {
+      if (hidden) return load(value + at) > zero() ? sum : zero();
+      return adds ? sum + load(held + at) : sum;
+    });
   }
 }
 
 inline void gate(const float* condition, bool rectified, int rows, const float* gates, float* out) {
   for (int r = 0; r < rows; ++r)
-    for (int i = r * kMlpStride; i < r * kMlpStride + kMlpPoints; ++i)
-      out[i] = condition[r] * (rectified && gates[i] < 0.0f ? 0.0f : gates[i]);  // NaN stays
+    for (int i = r * kMlpStride; i < r * kMlpStride + kMlpPoints; i += kWidth) {
+      const vf raw = load(gates + i);
+      store(out + i, condition[r] * (rectified ? relu(raw) : raw));
+    }
 }
 
 inline void pull_gate(const float* condition, bool rectified, int rows, const float* gates, float* up,
                       float* d_condition) {
   for (int r = 0; r < rows; ++r) {
     vf sum = zero();
-    for (int p = r * kMlpStride; p < r * kMlpStride + kMlpPoints; p += kWidth) {
-      const vf gradient = load(up + p), raw = load(gates + p);
-      sum += gradient * (rectified ? (raw < zero() ? zero() : raw) : raw);
-      store(up + p, condition[r] * gradient);
+    for (int i = r * kMlpStride; i < r * kMlpStride + kMlpPoints; i += kWidth) {
+      const vf gradient = load(up + i), raw = load(gates + i), scaled = condition[r] * gradient;
+      sum += gradient * (rectified ? relu(raw) : raw);
+      store(up + i, rectified ? (raw > zero() ? scaled : zero()) : scaled);
     }
     d_condition[r] += sum_lanes<kWidth>(&sum, 1)[0];
-    if (rectified) mask(gates + r * kMlpStride, up + r * kMlpStride, kMlpPoints);
   }
 }
 
-// Softmax over the tokens of one head's scores, for a vector of points: `keys` of a token are heads * width apart, its
-// weights `heads` rows.
-FG_INLINE void attend_head(const Attend& a, const float* keys, const float* queries, float* weights) {
+// Products of matrices [rows, columns] with a pass, and of their transposes.
+template <class Finish>
+FG_INLINE void apply(const float* matrix, int rows, int columns, const float* in, float* out, const Finish& finish) {
+  multiply(matrix, columns, 1, rows, columns, in, out, finish);
+}
+
+template <class Finish>
+FG_INLINE void apply_transposed(const float* matrix, int rows, int columns, const float* in, float* out,
+                                const Finish& finish) {
+  multiply(matrix, 1, columns, columns, rows, in, out, finish);
+}
+
+FG_INLINE vf as_is(int64_t, vf sum) { return sum; }
+
+// Scores become weights: softmax over the tokens of one head, whose rows are `step` floats apart.
+FG_INLINE void share_out(int tokens, int64_t step, float* rows) {
   constexpr float kLog2e = 1.44269504f;
   vf scores[kMostTokens], top, total = zero();
-  for (int t = 0; t < a.tokens; ++t) {
-    const float* key = keys + t * a.heads * a.width;
-    vf sum = zero();
-    for (int c = 0; c < a.width; ++c) sum += key[c] * load(queries + c * kMlpStride);
-    scores[t] = sum * kLog2e;
+  for (int t = 0; t < tokens; ++t) {
+    scores[t] = load(rows + t * step) * kLog2e;
     top = t ? max(top, scores[t]) : scores[t];
   }
-  for (int t = 0; t < a.tokens; ++t) {
+  for (int t = 0; t < tokens; ++t) {
     scores[t] = exp2(max(scores[t] - top, broadcast(-126.0f)));
     total += scores[t];
   }
   const vf share = 1.0f / total;
-  for (int t = 0; t < a.tokens; ++t) store(weights + t * a.heads * kMlpStride, scores[t] * share);
+  for (int t = 0; t < tokens; ++t) store(rows + t * step, scores[t] * share);
+}
+
+// The gradient by the weights becomes that by the scores.
+FG_INLINE void pull_share(int tokens, int64_t step, const float* weights, float* up) {
+  vf mean = zero();
+  for (int t = 0; t < tokens; ++t) mean += load(weights + t * step) * load(up + t * step);
+  for (int t = 0; t < tokens; ++t) store(up + t * step, load(weights + t * step) * (load(up + t * step) - mean));
 }
 
 inline void run_attend(const Attend& a, const AttendArrays& arrays, float* const* rows) {
+  const int weights = a.weights();
+  apply(arrays.to_scores, weights, a.seen, rows[0], rows[1], as_is);
   for (int h = 0; h < a.heads; ++h)
-    for (int p = 0; p < kMlpPoints; p += kWidth)
-      attend_head(a, arrays.keys + h * a.width, rows[0] + h * a.width * kMlpStride + p, rows[1] + h * kMlpStride + p);
-  for (int r = 0; r < a.hidden; ++r)
-    for (int p = 0; p < kMlpPoints; p += kWidth) store(rows[2] + r * kMlpStride + p, broadcast(arrays.bias[r]));
-  const int weights = a.tokens * a.heads;
-  multiply<true>(arrays.from_weights, weights, 1, a.hidden, weights, rows[1], rows[2]);
-  relu(rows[2], int64_t{a.hidden} * kMlpStride);
-  multiply(arrays.from_hidden, a.hidden, 1, a.second, a.hidden, rows[2], rows[3]);
-  multiply<true>(arrays.past_weights, weights, 1, a.second, weights, rows[1], rows[3]);
-  relu(rows[3], int64_t{a.second} * kMlpStride);
-  multiply(arrays.last, a.second, 1, a.last, a.second, rows[3], rows[4]);
+    for (int p = h * kMlpStride; p < h * kMlpStride + kMlpPoints; p += kWidth)
+      share_out(a.tokens, int64_t{a.heads} * kMlpStride, rows[1] + p);
+  apply(arrays.from_weights, a.hidden, weights, rows[1], rows[2],
+        [&](int64_t at, vf sum) { return relu(sum + arrays.bias[at / kMlpStride]); });
+  apply(arrays.past_weights, a.second, weights, rows[1], rows[3], as_is);
+  apply(arrays.from_hidden, a.second, a.hidden, rows[2], rows[3],
+        [&](int64_t at, vf sum) { return relu(sum + load(rows[3] + at)); });
+  apply(arrays.last, a.last, a.second, rows[3], rows[4], as_is);
 }
 
-const MlpKernels kMlpKernels = {run_layers, pull_layers, gate, pull_gate, run_attend};
+inline void pull_attend(const Attend& a, const AttendArrays& arrays, float* const* rows, float* const* up,
+                        const AttendGradients& out) {
+  const int weights = a.weights();
+  const auto through = [rows](int layer) {  // a ReLU
+    return [value = rows[layer]](int64_t at, vf sum) { return load(value + at) > zero() ? sum : zero(); };
+  };
+  add_outer(up[4], rows[3], a.last, a.second, out.last);
+  apply_transposed(arrays.last, a.last, a.second, up[4], up[3], through(3));
+  add_outer(up[3], rows[2], a.second, a.hidden, out.from_hidden);
+  add_outer(up[3], rows[1], a.second, weights, out.past_weights);
+  apply_transposed(arrays.from_hidden, a.second, a.hidden, up[3], up[2], through(2));
+  add_outer(up[2], rows[1], a.hidden, weights, out.from_weights);
+  for (int r = 0; r < a.hidden; ++r) {
+    vf sum = zero();
+    for (int p = 0; p < kMlpPoints; p += kWidth) sum += load(up[2] + r * kMlpStride + p);
+    out.bias[r] += sum_lanes<kWidth>(&sum, 1)[0];
+  }
+  apply_transposed(arrays.past_weights, a.second, weights, up[3], up[1], as_is);
+  apply_transposed(arrays.from_weights, a.hidden, weights, up[2], up[1],
+                   [&](int64_t at, vf sum) { return sum + load(up[1] + at); });
+  for (int h = 0; h < a.heads; ++h)
+    for (int p = h * kMlpStride; p < h * kMlpStride + kMlpPoints; p += kWidth)
+      pull_share(a.tokens, int64_t{a.heads} * kMlpStride, rows[1] + p, up[1] + p);
+  add_outer(up[1], rows[0], weights, a.seen, out.to_scores);
+  apply_transposed(arrays.to_scores, weights, a.seen, up[1], up[0], as_is);
+}
+
+const MlpKernels kMlpKernels = {run_layers, pull_layers, gate, pull_gate, run_attend, pull_attend};
 
 }  // namespace FG_ISA
 }  // namespace fg3dgs

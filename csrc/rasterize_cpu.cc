@@ -235,7 +235,7 @@ const char* rasterize_paint(const Scene* layers, int count, const Canvas& canvas
   });
   for (int i = 0; i < count; ++i) {
     w.layer_end[i] = static_cast<uint32_t>(first[i + 1] * kChunk);
-    std::memmove(order + total, sorted[i], visible[i] * sizeof(uint64_t));  // layers before it end before its first slot
+    std::copy_n(sorted[i], visible[i], order + total);  // layers before it end before its first slot
     total += visible[i];
   }
   scatter_to_tiles(w, *ws, order, total, pairs, executor);

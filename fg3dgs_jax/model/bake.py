@@ -26,7 +26,6 @@ from flax import nnx
 
 from fg3dgs_jax.model import deltas as delta_lib
 from fg3dgs_jax.model import render as rendering
-from fg3dgs_jax.model.attention import attend
 from fg3dgs_jax.model.hashgrid import encode_transposed
 from fg3dgs_jax.model.mlp import multiply_onto
 from fg3dgs_jax.model.motion import CURRENT, MOUTH_SHARES
@@ -195,10 +194,6 @@ def _more_opaque(opacities: jax.Array, change: jax.Array) -> jax.Array:
     return odds / (odds + 1.0 - opacities)
 
 
-def _kernels(perceptron: Any) -> list[jax.Array]:
-    return [getattr(perceptron, f"layer{i}").kernel[...] for i in range(len(perceptron.sizes) - 1)]
-
-
 def _spatial(net: Any, means: np.ndarray) -> jax.Array:
     """Spatial features f32 [S, N]."""
     if hasattr(net, "grid"):
@@ -213,14 +208,14 @@ def _spatial(net: Any, means: np.ndarray) -> jax.Array:
 def _face_rows(net: Any, means: np.ndarray) -> dict[str, jax.Array]:
     spatial = _spatial(net, means)
     vectors = [net.attend_audio(spatial), jax.nn.relu(net.attend_expression(spatial))]
-    share = _kernels(net.deform)[0][: len(spatial)].T @ spatial
+    share = net.deform.kernels[0][: len(spatial)].T @ spatial
     rows = {"share": share, "vectors": jnp.concatenate(vectors)}
     return rows | ({"raw_scales": net.raw_scales[...].T} if _is_released(net) else {})
 
 
 def _face_move(net: Any, rows: Mapping[str, jax.Array], condition: Condition) -> Deltas:
     gates = _gates(net, condition)
-    first, *others = _kernels(net.deform)
+    first, *others = net.deform.kernels
     out = multiply_onto(rows["share"], rows["vectors"], [gates[:, None] * first[-len(gates) :], *others]).T
     if not _is_released(net):
         return delta_lib.split(out, net.predicts)
@@ -250,13 +245,13 @@ def _gates(net: Any, condition: Condition) -> jax.Array:
 
 def _added_rows(net: Any, means: np.ndarray) -> dict[str, jax.Array]:
     spatial = _spatial(net, means)
-    return {"share": _kernels(net.deform)[0][: len(spatial)].T @ spatial}
+    return {"share": net.deform.kernels[0][: len(spatial)].T @ spatial}
 
 
 def _added_move(net: Any, rows: Mapping[str, jax.Array], condition: Condition) -> Deltas:
     by_sound = hasattr(net, "audio")
     given = net.audio(condition.audio)[1] if by_sound else net.expression(condition.expression)[1]
-    first, *others = _kernels(net.deform)
+    first, *others = net.deform.kernels
     heard = given @ first[-len(given) :]  # the same for all Gaussians
     share = rows["share"]
     out = multiply_onto(share, jnp.ones((1, share.shape[1])), [heard[None], *others])
@@ -271,17 +266,12 @@ def _attending_rows(net: Any, means: np.ndarray) -> dict[str, jax.Array]:
 
 
 def _attending_move(net: Any, rows: Mapping[str, jax.Array], condition: Condition) -> Deltas:
-    tokens, pooled = net.hear(condition)
-    keys, to_output = net.attention.fold(tokens)
-    reach = jax.nn.sigmoid(net.gate(pooled)[0]) * to_output  # z of Eq. 10 is this times the attention's weights
-    (up1, down1), (up2, down2), (last,) = map(_kernels, (net.ffn1, net.ffn2, net.deform))
-    out = attend(
-        rows["queries"],
-        keys / math.sqrt(keys.shape[-1]),
-        (up1.T @ reach, up1.T @ pooled),  # Eq. 11's first layer
-        ((down1 @ up2).T, up2.T @ reach),  # its second and Eq. 12's first
-        (down2 @ last).T,
-    )
+    heard = net.hear(condition)
+    keys, _ = net.attention.fold(heard[0])
+    tokens, heads, width = keys.shape
+    own = np.eye(heads, dtype=np.float32)[:, :, None]  # a head's scores are of its queries alone
+    to_scores = (keys / math.sqrt(width))[:, :, None] * own
+    out, _ = net.respond(rows["queries"], to_scores.reshape(tokens * heads, heads * width), *heard)
     return delta_lib.split(out.T, net.predicts)
 
 

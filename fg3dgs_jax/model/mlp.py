@@ -39,9 +39,14 @@ class MLP(nnx.Module):
         return multiply(x, self.weights, self.sizes)
 
     @property
+    def kernels(self) -> list[jax.Array]:
+        """Of every layer, f32 [in, out]."""
+        return [getattr(self, f"layer{i}").kernel[...] for i in range(len(self.sizes) - 1)]
+
+    @property
     def weights(self) -> jax.Array:
         """All kernels, packed."""
-        return pack([getattr(self, f"layer{i}").kernel[...] for i in range(len(self.sizes) - 1)])
+        return pack(self.kernels)
 
 
 def pack(kernels: list[jax.Array]) -> jax.Array:

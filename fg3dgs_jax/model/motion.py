@@ -30,6 +30,7 @@ import numpy as np
 from flax import nnx
 
 from fg3dgs_jax.model import deltas
+from fg3dgs_jax.model.attention import attend
 from fg3dgs_jax.model.gated import gated
 from fg3dgs_jax.model.hashgrid import GridSpec, TriPlaneGrid, draw_uniform, encode_transposed
 from fg3dgs_jax.model.mlp import MLP, Linear
@@ -186,17 +187,15 @@ class CrossModalAttention(nnx.Module):
         self.output = Linear(_FEATURES, _FEATURES, rngs=rngs)
         self.positions = nnx.Param(draw_uniform(rngs.params(), (NUM_TOKENS, _FEATURES), _POSITION_LIMIT))
 
-    def __call__(self, spatial: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Spatial features f32 [S, N], tokens f32 [8, C] -> f32 [32, N].
+    def to_scores(self, keys: jax.Array) -> jax.Array:
+        """What turns spatial features into scores, f32 [8 heads, S], the tokens slowest; keys as of `fold`.
 
         Keys and values are the same for all Gaussians, so they are multiplied into the query's and the output's
         kernels first: two products with N columns are left of four.
         """
-        keys, to_output = self.fold(tokens)
         query = self.query.kernel[...].reshape(-1, *keys.shape[1:])
-        to_scores = jnp.einsum("shc,thc->ths", query, keys) / math.sqrt(keys.shape[2])
-        weights = _softmax_over_tokens(to_scores.reshape(NUM_TOKENS * _HEADS, -1) @ spatial)
-        return to_output @ weights
+        scores = jnp.einsum("shc,thc->ths", query, keys) / math.sqrt(keys.shape[2])
+        return scores.reshape(NUM_TOKENS * _HEADS, -1)
 
     def fold(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys f32 [8, heads, 32 / heads] of tokens f32 [8, C], and what turns attention weights into the output,
@@ -236,11 +235,22 @@ class CrossModalMotion(nnx.Module):
 
     def __call__(self, means: jax.Array, condition: Condition) -> tuple[Deltas, dict[str, Any]]:
         """Canonical means f32 [N, 3] -> deltas, by default of the means. aux: `gate`, f32 [], this frame's lambda."""
-        tokens, pooled = self.hear(condition)
+        heard = self.hear(condition)
+        to_scores = self.attention.to_scores(self.attention.fold(heard[0])[0])
+        out, gate = self.respond(_spatial(self, means), to_scores, *heard)
+        return deltas.split(out.T, self.predicts), {"gate": gate}
+
+    def respond(self, x: jax.Array, to_scores: jax.Array, tokens: jax.Array, pooled: jax.Array) -> tuple:
+        """The network behind the scores to_scores x, f32 [out, N], and its gate lambda; what was heard as of `hear`.
+
+        What lies between two layers without a ReLU is one product, of small matrices.
+        """
         gate = jax.nn.sigmoid(self.gate(pooled)[0])  # Eq. 9
-        z = gate * self.attention(_spatial(self, means), tokens)  # Eq. 10
-        hidden = self.ffn1(pooled[:, None] + z)  # Eq. 11
-        return deltas.split(self.deform(self.ffn2(hidden + z)).T, self.predicts), {"gate": gate}  # Eq. 12
+        reach = gate * self.attention.fold(tokens)[1]  # z of Eq. 10 is this times the attention's weights
+        (up1, down1), (up2, down2), (last,) = self.ffn1.kernels, self.ffn2.kernels, self.deform.kernels
+        hidden = up1.T @ reach, up1.T @ pooled  # Eq. 11's first layer
+        second = (down1 @ up2).T, up2.T @ reach  # its second and Eq. 12's first
+        return attend(x, to_scores, hidden, second, (down2 @ last).T, _HEADS), gate
 
     def hear(self, condition: Condition) -> tuple[jax.Array, jax.Array]:
         """The condition's tokens f32 [8, 32] and the vector f32 [32] that stands for the frame."""
@@ -307,17 +317,6 @@ def create(
 def _spatial(module: Any, means: jax.Array) -> jax.Array:
     """Spatial features f32 [S, N]; motion does not pull on the canonical positions."""
     return encode_transposed(module.grid.tables[...], jax.lax.stop_gradient(means).T, module.grid.spec)
-
-
-def _softmax_over_tokens(scores: jax.Array) -> jax.Array:
-    """Softmax of scores f32 [8 tokens x heads, N] over the tokens, for every head by itself.
-
-    Sums over a leading axis are matrix products with ones: XLA's CPU reduction takes twenty times as long.
-    """
-    top = functools.reduce(jnp.maximum, scores.reshape(NUM_TOKENS, _HEADS, -1))
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.tile(top, (NUM_TOKENS, 1))))
-    total = np.tile(np.eye(_HEADS, dtype=np.float32), (1, NUM_TOKENS))
-    return weights * (total.T @ (1.0 / (total @ weights)))
 
 
 def _norm(vectors: jax.Array) -> jax.Array:

@@ -259,7 +259,7 @@ class AdamCase {
   std::vector<Arrays> arrays_;
 };
 
-// Attention to a few tokens with the layers behind it.
+// Attention to a few tokens with the layers behind it, there and back.
 class AttendCase {
  public:
   explicit AttendCase(Bytes& b) {
@@ -267,25 +267,31 @@ class AttendCase {
     const uint32_t points = b.byte();
     a_.tokens = b.byte() < 240 ? size(4) : kMostTokens;
     a_.heads = size(3);
-    a_.width = b.byte() < 240 ? size(8) : kMostHeadWidth;
+    a_.seen = size(9);
     a_.hidden = size(9);
     a_.second = size(9);
     a_.last = size(5);
     a_.points = points < 224 ? points % 20 : points < 252 ? 250 + points % 14 : 1100;
     Random random(b.word());
-    const int64_t weights = a_.tokens * a_.heads;
-    const int64_t sizes[] = {a_.heads * a_.width * a_.points, weights * a_.width, a_.hidden * weights, a_.hidden,
+    const int64_t weights = a_.weights();
+    const int64_t sizes[] = {a_.seen * a_.points, weights * a_.seen, a_.hidden * weights, a_.hidden,
                              int64_t{a_.second} * a_.hidden, a_.second * weights, int64_t{a_.last} * a_.second};
     for (int i = 0; i < 7; ++i) arrays_[i] = random.array(sizes[i], -1, 1);
-    poke(b, {&arrays_[0], &arrays_[1], &arrays_[2], &arrays_[3], &arrays_[4], &arrays_[5], &arrays_[6]});
+    d_out_ = random.array(a_.last * a_.points, -1, 1);
+    poke(b, {&arrays_[0], &arrays_[1], &arrays_[2], &arrays_[3], &arrays_[4], &arrays_[5], &arrays_[6], &d_out_});
   }
 
   bool possible() const { return true; }
 
   Results run(const Executor& executor) const {
     Results r;
-    attend(a_, {arrays_[0].data(), arrays_[1].data(), arrays_[2].data(), arrays_[3].data(), arrays_[4].data(),
-                arrays_[5].data(), arrays_[6].data(), r.floats(a_.last * a_.points)}, executor);
+    const auto like = [&r](const Floats& given) { return r.floats(static_cast<int64_t>(given.size())); };
+    const AttendArrays arrays = {arrays_[0].data(), arrays_[1].data(), arrays_[2].data(), arrays_[3].data(),
+                                 arrays_[4].data(), arrays_[5].data(), arrays_[6].data()};
+    attend(a_, arrays, like(d_out_), executor);
+    float* d[7];
+    for (int i = 0; i < 7; ++i) d[i] = like(arrays_[i]);
+    attend_backward(a_, arrays, d_out_.data(), {d[0], d[1], d[2], d[3], d[4], d[5], d[6]}, executor);
     return r;
   }
 
@@ -293,7 +299,7 @@ class AttendCase {
 
  private:
   Attend a_ = {};
-  Floats arrays_[7];
+  Floats arrays_[7], d_out_;
 };
 
 // Calls test(case) with the case that the bytes stand for, unless its sizes are ones that the kernels refuse.
