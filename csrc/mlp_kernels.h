@@ -163,7 +163,7 @@ FG_INLINE void share_out(int tokens, int64_t step, float* rows) {
     top = t ? max(top, scores[t]) : scores[t];
   }
   for (int t = 0; t < tokens; ++t) {
-    scores[t] = exp2(max(scores[t] - top, broadcast(-126.0f)));
+    scores[t] = exp2(max(broadcast(-126.0f), scores[t] - top));  // in this order NaN stays
     total += scores[t];
   }
   const vf share = 1.0f / total;
