@@ -11,26 +11,29 @@ namespace py = pybind11;
 namespace fg3dgs {
 namespace {
 
-// -> color [h, w, c], alpha [h, w], depth [h, w], radii [n], num_pairs []
+// -> color [h, w, c], alpha [h, w], depth [h, w], radii [n], num_pairs [], ticket []: for backward; 0 unless `keeps`
 ffi::Error forward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, F32 opacities, F32 colors, F32 viewmat,
                        F32 intrinsics, F32 means2d, OutF32 color, OutF32 alpha, OutF32 depth, OutI32 radii,
-                       OutI32 num_pairs, int64_t width, int64_t height, float near_plane, int64_t max_pairs) {
+                       OutI32 num_pairs, int64_t width, int64_t height, float near_plane, int64_t max_pairs,
+                       OutI32 ticket, bool keeps) {
   Scene scene;
   ffi::Error error = make_scene(means, quats, scales, opacities, colors, viewmat, intrinsics, means2d, width, height,
                                 near_plane, max_pairs, &scene);
   if (error.failure()) return error;
   const Images images = {color->typed_data(), alpha->typed_data(), depth->typed_data()};
   return finish([&] {
-    return rasterize_forward(scene, images, radii->typed_data(), num_pairs->typed_data(), make_executor(pool));
+    *ticket->typed_data() = 0;
+    return rasterize_forward(scene, images, radii->typed_data(), num_pairs->typed_data(),
+                             keeps ? ticket->typed_data() : nullptr, make_executor(pool));
   });
 }
 
-// color, alpha, depth: what forward returned; d_*: their cotangents -> cotangents of the eight inputs, in order
+// color, alpha, depth, ticket: what forward returned; d_*: their cotangents -> cotangents of the eight inputs, in order
 ffi::Error backward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, F32 opacities, F32 colors, F32 viewmat,
                         F32 intrinsics, F32 means2d, F32 color, F32 alpha, F32 depth, F32 d_color, F32 d_alpha,
                         F32 d_depth, OutF32 d_means, OutF32 d_quats, OutF32 d_scales, OutF32 d_opacities,
                         OutF32 d_colors, OutF32 d_viewmat, OutF32 d_intrinsics, OutF32 d_means2d, int64_t width,
-                        int64_t height, float near_plane, int64_t max_pairs) {
+                        int64_t height, float near_plane, int64_t max_pairs, ffi::Buffer<ffi::S32> ticket) {
   Scene scene;
   ffi::Error error = make_scene(means, quats, scales, opacities, colors, viewmat, intrinsics, means2d, width, height,
                                 near_plane, max_pairs, &scene);
@@ -39,7 +42,7 @@ ffi::Error backward_cpu(ffi::ThreadPool pool, F32 means, F32 quats, F32 scales, 
     return rasterize_backward(
         scene, make_images(color, alpha, depth), make_images(d_color, d_alpha, d_depth),
         make_gradients(d_means, d_quats, d_scales, d_opacities, d_colors, d_viewmat, d_intrinsics, d_means2d),
-        make_executor(pool));
+        *ticket.typed_data(), make_executor(pool));
   });
 }
 
@@ -132,8 +135,11 @@ XLA_FFI_DEFINE_HANDLER(kPaintCpu, paint_cpu,
                            .RemainingArgs()
                            .Ret<U8>()
                            .Attr<float>("near_plane"));
-XLA_FFI_DEFINE_HANDLER(kForwardCpu, forward_cpu, bind_forward(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()));
-XLA_FFI_DEFINE_HANDLER(kBackwardCpu, backward_cpu, bind_backward(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()));
+XLA_FFI_DEFINE_HANDLER(kForwardCpu, forward_cpu,
+                       bind_forward(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()).Ret<ffi::Buffer<ffi::S32>>().Attr<bool>(
+                           "keeps"));
+XLA_FFI_DEFINE_HANDLER(kBackwardCpu, backward_cpu,
+                       bind_backward(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()).Arg<ffi::Buffer<ffi::S32>>());
 XLA_FFI_DEFINE_HANDLER(kPhotoCpu, photo_cpu,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::ThreadPool>()
@@ -189,7 +195,7 @@ std::vector<Registration> cuda_registrations() { return {}; }
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of fg3dgs_jax, as XLA FFI targets.";
-  m.attr("INTERFACE") = 7;  // as in fg3dgs_jax/native.py
+  m.attr("INTERFACE") = 8;  // as in fg3dgs_jax/native.py
   m.def("registrations", &fg3dgs::registrations);
   m.def("cuda_workspace_bytes", &fg3dgs::cuda_workspace_bytes, py::arg("n"), py::arg("channels"), py::arg("sh_count"),
         py::arg("width"), py::arg("height"), py::arg("max_pairs"), py::arg("backward"), py::arg("deterministic"));

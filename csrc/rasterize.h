@@ -74,9 +74,12 @@ struct Executor {
 };
 
 // Both return an error message, or nullptr. Overflow is no error: the images (or gradients) are filled with NaN.
-const char* rasterize_forward(const Scene&, const Images&, int32_t* radii, int32_t* num_pairs, const Executor&);
+// Where `ticket` is not null, forward keeps its lists for a while: backward of the same scene, given the ticket, need not
+// make them again. Any other ticket is as good as 0.
+const char* rasterize_forward(const Scene&, const Images&, int32_t* radii, int32_t* num_pairs, int32_t* ticket,
+                              const Executor&);
 const char* rasterize_backward(const Scene&, const ConstImages& rendered, const ConstImages& cotangents,
-                               const Gradients&, const Executor&);
+                               const Gradients&, int32_t ticket, const Executor&);
 
 // Layers of three channels, front to back, each rendered for itself and laid over the next, the last over the backdrop.
 // The layers agree in camera, size and near plane; at most kMostLayersPainted. No limit to the pairs.

@@ -176,10 +176,19 @@ void fill_gradients_nan(const Scene& s, const Gradients& out) {
   fill_nan(out.intrinsics, 4);
 }
 
+std::array<int64_t, 5> sizes_of(const Scene& s) { return {s.n, s.channels, s.sh_count, s.width, s.height}; }
+
+void list_tiles(Work& w, Workspace& ws, int64_t pairs, const Executor& executor) {
+  int64_t visible = 0;
+  const uint64_t* order = sort_by_depth(w, ws, &visible);
+  scatter_to_tiles(w, ws, order, visible, pairs, executor);
+}
+
 }  // namespace
 
-const char* rasterize_forward(const Scene& s, const Images& out, int32_t* radii, int32_t* num_pairs,
+const char* rasterize_forward(const Scene& s, const Images& out, int32_t* radii, int32_t* num_pairs, int32_t* ticket,
                               const Executor& executor) {
+  if (ticket) *ticket = 0;
   Lease ws;
   Work w = allocate(s, *ws);
   const int64_t pairs = project_all(w, radii, executor);
@@ -192,10 +201,13 @@ const char* rasterize_forward(const Scene& s, const Images& out, int32_t* radii,
     return nullptr;
   }
   if (pairs > kMostPairs) return kTooManyPairs;
-  int64_t visible = 0;
-  const uint64_t* order = sort_by_depth(w, *ws, &visible);
-  scatter_to_tiles(w, *ws, order, visible, pairs, executor);
+  list_tiles(w, *ws, pairs, executor);
   for_tiles(w, *ws, executor, [&](int tile, float* scratch) { kernels().blend(w, out, tile, scratch); });
+  if (ticket) {
+    ws->sizes = sizes_of(s);
+    ws->pairs = pairs;
+    *ticket = ws.keep();
+  }
   return nullptr;
 }
 
@@ -244,18 +256,21 @@ const char* rasterize_paint(const Scene* layers, int count, const Canvas& canvas
 }
 
 const char* rasterize_backward(const Scene& s, const ConstImages& rendered, const ConstImages& cotangents,
-                               const Gradients& out, const Executor& executor) {
-  Lease ws;
-  Work w = allocate(s, *ws);
-  const int64_t pairs = project_all(w, nullptr, executor);
+                               const Gradients& out, int32_t ticket, const Executor& executor) {
+  Lease ws(ticket);
+  const bool listed = ws.found() && ws->sizes == sizes_of(s);
+  Work w = allocate(s, *ws);  // leaves what is in memory of these sizes
+  const int64_t pairs = listed ? ws->pairs : project_all(w, nullptr, executor);
   if (overflows(s, pairs)) {
     fill_gradients_nan(s, out);
     return nullptr;
   }
   if (pairs > kMostPairs) return kTooManyPairs;
-  int64_t visible = 0;
-  const uint64_t* order = sort_by_depth(w, *ws, &visible);
-  scatter_to_tiles(w, *ws, order, visible, pairs, executor);
+  if (listed) {
+    w.tile_items = ws->tile_items.get();
+  } else {
+    list_tiles(w, *ws, pairs, executor);
+  }
   w.pair_gradients = ws->pair_gradients.ensure(pairs * w.pair_stride);
   for_tiles(w, *ws, executor, [&](int tile, float* scratch) { kernels().blend_backward(w, rendered, cotangents, tile, scratch); });
   double* sums = ws->camera_sums.ensure(num_chunks(s) * kCameraSums);

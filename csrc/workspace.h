@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -60,6 +62,10 @@ struct Workspace {
   Buffer<int64_t> chunk_pairs, tile_start, tile_counts;
   Buffer<uint64_t> order, order2;
   Buffer<double> camera_sums;
+  // Of a scene that `Lease::keep` left here: its ticket (0: none), sizes and pairs.
+  int32_t ticket = 0;
+  std::array<int64_t, 5> sizes = {};
+  int64_t pairs = 0;
 
   int64_t bytes() const {
     return records.bytes() + pair_gradients.bytes() + scratch.bytes() + ids.bytes() + chunk_count.bytes() +
@@ -68,24 +74,40 @@ struct Workspace {
   }
 };
 
-inline constexpr size_t kKeptWorkspaces = 4;
+inline constexpr size_t kKeptWorkspaces = 6;  // a head's three regions between their passes, and what runs meanwhile
 inline constexpr int64_t kKeptBytes = int64_t{256} << 20;  // a larger one is freed at once
 
 class Lease {
  public:
-  Lease() {
+  // The workspace that was kept under a ticket, with all that was left in it, or any other.
+  explicit Lease(int32_t ticket = 0) {
     std::lock_guard<std::mutex> lock(mutex());
-    if (pool().empty()) {
+    auto& all = pool();
+    auto found = all.end();
+    for (auto it = all.begin(); it != all.end(); ++it)
+      if ((*it)->ticket == ticket) found = it;
+    if (found == all.end() && all.size() == kKeptWorkspaces) found = all.begin();  // the oldest
+    if (found == all.end()) {
       workspace_ = std::make_unique<Workspace>();
-    } else {
-      workspace_ = std::move(pool().back());
-      pool().pop_back();
+      return;
     }
+    workspace_ = std::move(*found);
+    all.erase(found);
+    found_ = ticket != 0 && workspace_->ticket == ticket;
+    workspace_->ticket = 0;
   }
   ~Lease() {
     std::lock_guard<std::mutex> lock(mutex());
     if (pool().size() < kKeptWorkspaces && workspace_->bytes() <= kKeptBytes) pool().push_back(std::move(workspace_));
   }
+  // Leaves the contents for whoever asks with the ticket, unless others need the memory first.
+  int32_t keep() {
+    static int32_t last = 0;
+    std::lock_guard<std::mutex> lock(mutex());
+    last = last % std::numeric_limits<int32_t>::max() + 1;
+    return workspace_->ticket = last;
+  }
+  bool found() const { return found_; }
   Workspace* operator->() const { return workspace_.get(); }
   Workspace& operator*() const { return *workspace_; }
 
@@ -100,6 +122,7 @@ class Lease {
     return *p;
   }
   std::unique_ptr<Workspace> workspace_;
+  bool found_ = false;
 };
 
 }  // namespace fg3dgs

@@ -112,13 +112,13 @@ def test_cuda_handlers_take_what_they_are_called_with(monkeypatch, deterministic
     )
     spec = hashgrid.GridSpec(levels=2, min_resolution=4, max_resolution=8)
     tables, positions, weights = jnp.zeros((3, spec.starts[-1])), jnp.zeros((3, 9)), jnp.zeros((3, 2, 9))
-    options = ffi.Options(70, 50, 0.01, 7, deterministic)
+    options, ticket = ffi.Options(70, 50, 0.01, 7, deterministic), jnp.zeros((), jnp.int32)
     for sh in (0, 4):
         operands = tuple(map(jnp.asarray, random_scene(5, sh=sh)))
         images = random_cotangents()
         for call in (
             lambda operands=operands: ffi.forward(operands, options),
-            lambda operands=operands, images=images: ffi.backward(operands, options, images, images),
+            lambda operands=operands, images=images: ffi.backward(operands, options, images, images, ticket),
             lambda: hashgrid_native.encode(tables, positions, spec),
             lambda: hashgrid_native.backward_tables(positions, weights, spec),
             lambda: hashgrid_native.backward_positions(tables, positions, weights, spec),

@@ -106,3 +106,23 @@ def test_reference_against_finite_differences():
             # Error of the difference: step^2 times a third derivative, and 1e-16 / step of rounding.
             expected = np.vdot(gradient, direction)
             assert (ahead - behind) / (2 * step) == pytest.approx(expected, rel=1e-6, abs=1e-7), name
+
+
+def test_gradients_do_not_depend_on_what_forward_keeps():
+    """The lists that forward keeps: used once, spent, and lost to many scenes in between; and two scenes in turn."""
+
+    def pull_of(seed):
+        operands = tuple(map(jnp.asarray, random_scene(seed=seed)))
+        return jax.vjp(lambda *x: (lambda r: (r.color, r.alpha, r.depth))(render(x)), *operands)[1]
+
+    cotangents = tuple(map(jnp.asarray, random_cotangents()))
+    first, other = pull_of(0), pull_of(1)
+    want = [first(cotangents), other(cotangents)]  # what was kept
+    early = pull_of(0)
+    late = [pull_of(seed) for seed in range(2, 22)]
+    for name, a, b, c in zip(NAMES, want[0], first(cotangents), early(cotangents), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=f"{name}, made again")
+        np.testing.assert_array_equal(a, c, err_msg=f"{name}, after twenty others")
+    for name, a, b in zip(NAMES, want[1], other(cotangents), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    assert any(np.any(a != b) for a, b in zip(want[0], late[-1](cotangents), strict=True))

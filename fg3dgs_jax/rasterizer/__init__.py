@@ -19,17 +19,17 @@ NEAR = 0.01  # world units
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _native(operands, options):
-    return ffi.forward(operands, options)
+    return ffi.forward(operands, options)[0]
 
 
 def _native_forward(operands, options):
-    rendered = ffi.forward(operands, options)
-    return rendered, (operands, (rendered.color, rendered.alpha, rendered.depth))
+    rendered, ticket = ffi.forward(operands, options, keeps=True)
+    return rendered, (operands, (rendered.color, rendered.alpha, rendered.depth), ticket)
 
 
 def _native_backward(options, residuals, cotangent):
-    operands, images = residuals
-    return (ffi.backward(operands, options, images, (cotangent.color, cotangent.alpha, cotangent.depth)),)
+    operands, images, ticket = residuals
+    return (ffi.backward(operands, options, images, (cotangent.color, cotangent.alpha, cotangent.depth), ticket),)
 
 
 _native.defvjp(_native_forward, _native_backward)

@@ -47,31 +47,35 @@ def _workspace(operands: tuple, options: Options, backward: bool) -> jax.ShapeDt
     return jax.ShapeDtypeStruct((bytes_needed,), jnp.uint8)
 
 
-def _call_cpu(name, results, options, *operands):
-    return native.call(name, results, operands, **_attributes(options))
+TICKET = jax.ShapeDtypeStruct((), jnp.int32)
 
 
-def _call_cuda(name, results, options, *operands):
-    backward = name == BACKWARD
-    extra = {"deterministic": options.deterministic} if backward else {}
-    results = [*results, _workspace(operands, options, backward)]
-    return native.call(name, results, operands, **_attributes(options), **extra)[:-1]
+def _forward_cpu(results, options, keeps, *operands):
+    return native.call("fg3dgs_rasterize_forward", [*results, TICKET], operands, keeps=keeps, **_attributes(options))
 
 
-FORWARD, BACKWARD = "fg3dgs_rasterize_forward", "fg3dgs_rasterize_backward"
+def _forward_cuda(results, options, *operands):
+    results = [*results, _workspace(operands, options, backward=False)]
+    made = native.call("fg3dgs_rasterize_forward", results, operands, **_attributes(options))
+    return *made[:-1], 0 * made[-2]  # a ticket for nothing
 
 
-def _call(name, results, operands, options):
-    native.check_platform()
-    return jax.lax.platform_dependent(
-        *operands,
-        cpu=functools.partial(_call_cpu, name, results, options),
-        cuda=functools.partial(_call_cuda, name, results, options),
-    )
+def _backward_cpu(results, options, *operands):
+    return native.call("fg3dgs_rasterize_backward", results, operands, **_attributes(options))
 
 
-def forward(operands: tuple, options: Options) -> Rendered:
-    """`operands`: means, quats, scales, opacities, colors, viewmat, intrinsics, means2d, all float32."""
+def _backward_cuda(results, options, *operands):
+    results = [*results, _workspace(operands[:8], options, backward=True)]
+    extra = {"deterministic": options.deterministic}
+    return native.call("fg3dgs_rasterize_backward", results, operands[:-1], **_attributes(options), **extra)[:-1]
+
+
+def forward(operands: tuple, options: Options, keeps: bool = False) -> tuple[Rendered, jax.Array]:
+    """`operands`: means, quats, scales, opacities, colors, viewmat, intrinsics, means2d, all float32.
+
+    With the picture comes a ticket i32 [] for `backward`. On a CPU that `keeps`, tiles' lists stay in memory for a
+    while, so that they need not be made twice; nothing else depends on it.
+    """
     width, height = options.width, options.height
     means, colors = operands[0], operands[4]
     results = [
@@ -81,7 +85,27 @@ def forward(operands: tuple, options: Options) -> Rendered:
         jax.ShapeDtypeStruct(means.shape[:1], jnp.int32),
         jax.ShapeDtypeStruct((), jnp.int32),
     ]
-    return Rendered(*_call(FORWARD, results, operands, options))
+    native.check_platform()
+    *made, ticket = jax.lax.platform_dependent(
+        *operands,
+        cpu=functools.partial(_forward_cpu, results, options, keeps),
+        cuda=functools.partial(_forward_cuda, results, options),
+    )
+    return Rendered(*made), ticket
+
+
+def backward(operands: tuple, options: Options, images: tuple, cotangents: tuple, ticket: jax.Array) -> tuple:
+    """Cotangents of the eight operands, from `images` (color, alpha, depth, as rendered) and their cotangents."""
+    results = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in operands]
+    native.check_platform()
+    return jax.lax.platform_dependent(
+        *operands,
+        *images,
+        *cotangents,
+        ticket,
+        cpu=functools.partial(_backward_cpu, results, options),
+        cuda=functools.partial(_backward_cuda, results, options),
+    )
 
 
 def paint(regions: Sequence[tuple], camera: Camera, backdrop: jax.Array, near: float) -> jax.Array:
@@ -89,9 +113,3 @@ def paint(regions: Sequence[tuple], camera: Camera, backdrop: jax.Array, near: f
     operands = [backdrop, camera.viewmat, camera.intrinsics, *(array for region in regions for array in region)]
     result = jax.ShapeDtypeStruct(backdrop.shape, jnp.uint8)
     return native.call("fg3dgs_paint", [result], operands, near_plane=np.float32(near))[0]
-
-
-def backward(operands: tuple, options: Options, images: tuple, cotangents: tuple) -> tuple:
-    """Cotangents of the eight operands, from `images` (color, alpha, depth, as rendered) and their cotangents."""
-    results = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in operands]
-    return _call(BACKWARD, results, (*operands, *images, *cotangents), options)

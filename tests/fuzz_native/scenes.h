@@ -84,14 +84,21 @@ class SceneCase {
     const int64_t pixels = int64_t{scene_.width} * scene_.height;
     Results r;
     const Images images{r.floats(pixels * scene_.channels), r.floats(pixels), r.floats(pixels)};
-    int32_t *radii = r.integers(n_), *pairs = r.integers(1);
-    expect(!rasterize_forward(scene_, images, radii, pairs, executor), "small images never have too many pairs");
-    const auto like = [&r](const Floats& array) { return r.floats(static_cast<int64_t>(array.size())); };
-    const Gradients gradients{like(g_.means),  like(g_.quats), like(g_.scales),   like(g_.opacities),
-                              like(g_.colors), like(viewmat_), like(intrinsics_), like(means2d_)};
+    int32_t *radii = r.integers(n_), *pairs = r.integers(1), ticket = -1;
+    expect(!rasterize_forward(scene_, images, radii, pairs, &ticket, executor), "small images never have too many pairs");
     const ConstImages cotangents{cotangents_[0].data(), cotangents_[1].data(), cotangents_[2].data()};
     const ConstImages rendered{images.color, images.alpha, images.depth};
-    expect(!rasterize_backward(scene_, rendered, cotangents, gradients, executor), "forward fitted");
+    const auto pull = [&](Results* to, int first) {
+      const auto like = [to](const Floats& array) { return to->floats(static_cast<int64_t>(array.size())); };
+      const Gradients gradients{like(g_.means),  like(g_.quats), like(g_.scales),   like(g_.opacities),
+                                like(g_.colors), like(viewmat_), like(intrinsics_), like(means2d_)};
+      expect(!rasterize_backward(scene_, rendered, cotangents, gradients, ticket, executor), "forward fitted");
+      for (size_t k = 0; first == 0 && k < 8; ++k)
+        expect(!std::memcmp((*to)[k].data(), r[3 + k].data(), 4 * r[3 + k].size()), "kept lists change the gradients");
+    };
+    Results again;
+    pull(&r, 3);
+    pull(&again, 0);  // the ticket is spent
     return r;
   }
 
