@@ -23,7 +23,8 @@ struct MlpKernels {
   // One pass: rows of x, weights, hidden, second and last layer, in that order, each [size, kMlpStride].
   void (*attend)(const Attend&, const AttendArrays&, float* const* rows);
   // Gradients of a pass: `up` holds the last layer's and ends with those of x; the other arrays' are added.
-  void (*pull_attend)(const Attend&, const AttendArrays&, float* const* rows, float* const* up, const AttendGradients&);
+  void (*pull_attend)(const Attend&, const AttendArrays&, float* const* rows, float* const* up,
+                      const AttendGradients&);
 };
 
 FG_PER_ISA(extern const MlpKernels kMlpKernels;)

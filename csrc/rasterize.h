@@ -74,8 +74,8 @@ struct Executor {
 };
 
 // Both return an error message, or nullptr. Overflow is no error: the images (or gradients) are filled with NaN.
-// Where `ticket` is not null, forward keeps its lists for a while: backward of the same scene, given the ticket, need not
-// make them again. Any other ticket is as good as 0.
+// Where `ticket` is not null, forward keeps its lists for a while: backward of the same scene, given the ticket, need
+// not make them again. Any other ticket is as good as 0.
 const char* rasterize_forward(const Scene&, const Images&, int32_t* radii, int32_t* num_pairs, int32_t* ticket,
                               const Executor&);
 const char* rasterize_backward(const Scene&, const ConstImages& rendered, const ConstImages& cotangents,
