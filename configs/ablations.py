@@ -1,8 +1,9 @@
 """The rows of both papers' ablation tables, as changes to configs/fg3dgs.py and configs/talking_gaussian.py.
 
     python -m fg3dgs_jax.train --config=configs/ablations.py:fg_no_fad --config.data=DIR --workdir=RUN
-    python benchmarks/ablations.py --data DIR --out RUNS        trains the set and prints the tables
-The names are those of ROWS below. Where a paper leaves a row open, what we read it as is said there.
+    python benchmarks/ablations.py --data DIR --runs RUNS --budget-minutes 10     trains the set and prints the tables
+The names are those of ROWS below. Where a paper leaves a row open, what we read it as is said there. What the rows
+reached here, and against the full models: benchmarks/results/rows_256.md.
 """
 
 from pathlib import Path
