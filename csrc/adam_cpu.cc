@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "clones.h"
@@ -13,10 +14,25 @@ namespace {
 
 constexpr int64_t kLine = 1024;  // rates are written out once per leaf for at least so many values
 constexpr int64_t kTask = 16 * kLine;
+constexpr int64_t kGrain = 64;  // values whose step is left out together
+
+// Whether all are zero, of either sign.
+FG3DGS_CLONES
+bool rests(const float* gradient, const float* mean, const float* square, int64_t count) {
+  uint32_t any = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits[3];
+    std::memcpy(&bits[0], gradient + i, sizeof(float));
+    std::memcpy(&bits[1], mean + i, sizeof(float));
+    std::memcpy(&bits[2], square + i, sizeof(float));
+    any |= bits[0] | bits[1] | bits[2];
+  }
+  return any << 1 == 0;
+}
 
 FG3DGS_CLONES
-void step_line(const AdamRule& rule, float decay, const float* __restrict rates, const float* __restrict gradient,
-               int64_t count, float* __restrict value, float* __restrict mean, float* __restrict square) {
+void step_grain(const AdamRule& rule, float decay, const float* __restrict rates, const float* __restrict gradient,
+                int64_t count, float* __restrict value, float* __restrict mean, float* __restrict square) {
   const auto beta1 = static_cast<float>(rule.beta1), beta2 = static_cast<float>(rule.beta2);
   const auto gain1 = static_cast<float>(1.0 - rule.beta1), gain2 = static_cast<float>(1.0 - rule.beta2);
   const float epsilon = rule.epsilon;
@@ -28,6 +44,24 @@ void step_line(const AdamRule& rule, float decay, const float* __restrict rates,
     value[i] -= rates[i] * (direction + decay * value[i]);
     mean[i] = m;
     square[i] = s;
+  }
+}
+
+FG3DGS_CLONES
+void decay_grain(float decay, const float* __restrict rates, int64_t count, float* __restrict value) {
+  for (int64_t i = 0; i < count; ++i) value[i] -= rates[i] * (decay * value[i]);
+}
+
+// Most of a grid's tables lie where no Gaussian is: there a step only decays. The bits are those of the full step.
+void step_line(const AdamRule& rule, float decay, const float* rates, const float* gradient, int64_t count,
+               float* value, float* mean, float* square) {
+  for (int64_t at = 0; at < count; at += kGrain) {
+    const int64_t some = std::min(kGrain, count - at);
+    if (rule.epsilon > 0 && rests(gradient + at, mean + at, square + at, some)) {
+      if (decay) decay_grain(decay, rates + at, some, value + at);
+    } else {
+      step_grain(rule, decay, rates + at, gradient + at, some, value + at, mean + at, square + at);
+    }
   }
 }
 

@@ -40,7 +40,7 @@ FG_INLINE void multiply_rows(const float* matrix, int64_t row, int64_t column, i
 template <class Finish>
 inline void multiply(const float* matrix, int64_t row, int64_t column, int rows, int depth, const float* in,
                      float* out, const Finish& finish) {
-  constexpr int kMost = kWidth == 16 ? 8 : 6;
+  constexpr int kMost = kWidth == 16 ? 12 : 6;
   for (int p = 0; p < kMlpPoints; p += 2 * kWidth) {
     const auto some = [&](auto count, int r) {
       multiply_rows<decltype(count)::value, 2>(matrix + r * row, row, column, depth, in + p, r * kMlpStride + p, out,
@@ -48,6 +48,7 @@ inline void multiply(const float* matrix, int64_t row, int64_t column, int rows,
     };
     int r = 0;
     for (; r + kMost <= rows; r += kMost) some(Count<kMost>(), r);
+    if (r + 8 <= rows) some(Count<8>(), r), r += 8;
     if (r + 4 <= rows) some(Count<4>(), r), r += 4;
     if (r + 2 <= rows) some(Count<2>(), r), r += 2;
     if (r < rows) some(Count<1>(), r);
@@ -69,8 +70,18 @@ FG_INLINE void add_products(const float* a, const float* b, float* out, int64_t 
   static_assert(A * B <= kWidth, "one vector takes all sums");
   float totals[kWidth];
   store(totals, sum_lanes<kWidth>(sums, A * B));
-  for (int i = 0; i < A; ++i)
-    for (int j = 0; j < B; ++j) out[i * row + j] += totals[i * B + j];
+  for (int i = 0; i < A; ++i) {
+    if constexpr (B == 4) {  // as one: the compiler would take the vector apart
+      typedef float v4 __attribute__((vector_size(16)));
+      v4 held, more;
+      std::memcpy(&held, out + i * row, sizeof held);
+      std::memcpy(&more, totals + 4 * i, sizeof more);
+      held += more;
+      std::memcpy(out + i * row, &held, sizeof held);
+    } else {
+      for (int j = 0; j < B; ++j) out[i * row + j] += totals[i * B + j];
+    }
+  }
 }
 
 template <int A, int B>

@@ -15,8 +15,7 @@ inline const float* sum_pairs(const Work& w, int64_t chunk, int64_t slot) {
   float* sum = w.pair_gradients + first * w.pair_stride;
   const float* p = sum + w.pair_stride;
   for (int64_t k = 1; k < count; ++k, p += w.pair_stride)
-    for (int i = 0; i < w.pair_stride; i += 4)
-      for (int j = 0; j < 4; ++j) sum[i + j] += p[i + j];
+    for (int i = 0; i < w.pair_stride; i += kWidth) store(sum + i, load(sum + i) + load(p + i));
   return sum;
 }
 

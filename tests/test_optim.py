@@ -107,6 +107,29 @@ def test_native_step_equals_optax(count):
             assert np.all(np.abs(np.asarray(new[k]) - twin[k]) <= limits), (leaf.value.shape, name)
 
 
+def test_what_rests_only_decays():
+    """Zero slopes and moments, of either sign, around single values that learn; lengths that no block divides."""
+    rng = np.random.default_rng(5)
+    size, alive = 5003, np.array([0, 63, 64, 700, 1500, 1501, 5002])
+    slope, mean, square = (np.where(rng.uniform(size=size) < 0.5, np.float32(-0.0), 0) for _ in range(3))
+    slope[alive[:3]], mean[alive[3:5]], square[alive[5:]] = 1e-20, -2.0, 1e-30
+    value = rng.normal(size=size).astype(np.float32)
+    arrays = [jnp.asarray(a, jnp.float32) for a in (slope, value, mean, square)]
+    given = [optim.Leaf(jnp.float32(1e-2), *arrays, decay) for decay in (0.0, 0.1)]
+    steps = jnp.int32(7), jnp.asarray(True)
+    got = jax.jit(lambda: optim.descend(optim.ADAMS["motion"], given, *steps))()
+    want = jax.jit(
+        lambda: optim.descend_reference(optim.ADAMS["motion"], [0.0, 0.1], [leaf[:-1] for leaf in given], *steps)
+    )()
+    rests = np.setdiff1d(np.arange(size), alive)
+    for new, twin, decay in zip(got, want, (0.0, 0.1), strict=True):
+        np.testing.assert_allclose(new[0], twin[0], rtol=3e-6)  # a few roundings
+        np.testing.assert_array_equal(np.asarray(new[0])[rests] == value[rests], decay == 0.0)
+        for after, expected in zip(new[1:], twin[1:], strict=True):
+            assert not np.any(np.asarray(after)[rests])
+            np.testing.assert_allclose(after, expected, rtol=1e-6, atol=2e-38)  # two roundings; subnormals may go
+
+
 def test_a_step_that_is_not_good_changes_nothing():
     given = leaves(0)
     for new, leaf in zip(
