@@ -9,8 +9,8 @@
         also lets the head say another sound (the papers' Table II) and scores how well the lips fit it; a head that
         was not trained on log-mel bands hears it with --speech-model DIR or --features FILE.npy
     ... --refine-poses
-        also fits the pose of every held-out frame to its pixels outside the mouth, and reports the scores with and
-        without: what is lost to the pose rather than to the head
+        also fits the pose of every held-out frame to its pixels outside the mouth and hanging hair, and reports the
+        scores with and without: what is lost to the pose rather than to the head
     ... --training-frames
         also scores as many frames that it was trained on: where these are no better, it has learned too little rather
         than by heart, and more steps help

@@ -19,6 +19,7 @@ from fg3dgs_jax.inference.head import Head
 from fg3dgs_jax.model import cameras
 from fg3dgs_jax.training import loop
 from fg3dgs_jax.training.signals import Interrupt, Stopped
+from fg3dgs_jax.types import Label
 
 pytestmark = pytest.mark.slow  # heads are trained: most of a minute on two cores
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
@@ -125,20 +126,34 @@ def test_training_finds_spoilt_poses_again(truth, spoilt, tmp_path):
     assert off_by(fitted, truth, everywhere) < 0.75 * off_by(spoilt, truth, everywhere)
 
 
-def test_pixels_of_the_mouth_do_not_move_a_held_out_pose(truth, tmp_path):
+def test_pixels_of_mouth_and_hanging_hair_do_not_move_a_held_out_pose(truth, tmp_path):
     run, state = trained(truth, tmp_path, False, static=60, motion=0, fusion=0)
     index = int(truth.test_ids[0])
-    box = truth.lips_box[index]
-    _, seen = head_of(run, state, truth).refine_poses([index])
+    row0, row1, col0, col1 = truth.lips_box[index]
+    below_eyes = int(truth.clip.eye_boxes[index][:, 1].max())
 
-    def painted(frame):
-        found = truth.clip.read(frame)
-        image = found.image.copy()
-        image[box[0] : box[1], box[2] : box[3]] = 255
-        return found._replace(image=image)
+    def twists(lips, low, high):
+        """With these greys painted over lips, over hair that hangs from below the eyes, and over hair above them."""
 
-    other = type(truth)(dataclasses.replace(truth.clip, read=painted))
-    np.testing.assert_array_equal(seen, head_of(run, state, other).refine_poses([index])[1])
+        def painted(frame):
+            found = truth.clip.read(frame)
+            image, labels = found.image.copy(), found.labels.copy()
+            labels[:, col1 + 12 : col1 + 18] |= np.uint8(Label.HAIR)
+            for grey, rows, cols in (
+                (lips, slice(row0, row1), slice(col0, col1)),
+                (low, slice(below_eyes, None), slice(col1 + 12, col1 + 18)),
+                (high, slice(below_eyes), slice(col1 + 12, col1 + 18)),
+            ):
+                if grey is not None:
+                    image[rows, cols] = grey
+            return found._replace(image=image, labels=labels)
+
+        other = type(truth)(dataclasses.replace(truth.clip, read=painted))
+        return head_of(run, state, other).refine_poses([index])[1]
+
+    seen = twists(None, None, None)
+    np.testing.assert_array_equal(seen, twists(255, 0, None))
+    assert np.any(seen != twists(None, None, 0))
 
 
 def test_a_run_with_cameras_continues_bit_for_bit(truth, spoilt, tmp_path):

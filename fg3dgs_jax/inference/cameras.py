@@ -2,7 +2,8 @@
 
 A measured pose is off by a pixel or so, which costs a sharp head more than a blurred one. Training corrects the frames
 it sees; a held-out frame gets what its neighbours' corrections have in common. To tell errors of the pose from errors
-of the head, its pose may be refined as well: on pixels outside the mouth only, so that nothing is learned of its lips.
+of the head, its pose may be refined as well: on pixels outside the mouth only, so that nothing is learned of its lips,
+and not on hanging hair.
 """
 
 import dataclasses
@@ -62,8 +63,8 @@ def refine(
 ) -> tuple[Dataset, np.ndarray]:
     """The dataset with the poses of frames `ids` moved to where the head fits their pictures best.
 
-    Looked at are all pixels outside the lips' box, by mean absolute error. Params and alive as in
-    `render.render_frame`. Returns also the twists f32 [n, 6] that were found (`model.cameras`).
+    Looked at are all pixels outside the lips' box but hair below the eyes, by mean absolute error. Params and alive as
+    in `render.render_frame`. Returns also the twists f32 [n, 6] that were found (`model.cameras`).
     """
     graphs, _ = rendering.motion_structure(spec)
     depth = float(np.median(np.asarray(dataset.viewmats)[:, 2, 3]))
@@ -72,7 +73,7 @@ def refine(
     viewmats, twists = np.array(dataset.viewmats), []
     for index in track(list(map(int, ids)), "poses"):
         frame = dataset.frame(index)
-        weight = _outside(dataset.lips_box[index], dataset.height, dataset.width)
+        weight = _steady(frame)
         given = condition_at(dataset.audio_features, dataset.expression, index)
         viewmat, twist = fit(params, alive, frame.replace(condition=given), weight)
         viewmats[index] = viewmat
@@ -80,12 +81,17 @@ def refine(
     return with_cameras(dataset, viewmats), np.stack(twists)
 
 
-def _outside(box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """f32 [H, W]: 0 in the lips' box and a margin around it, 1 elsewhere."""
-    margin = round(MOUTH_MARGIN * int(box[1] - box[0]))
-    row0, row1, col0, col1 = (int(edge) for edge in box)
-    weight = np.ones((height, width), np.float32)
+def _steady(frame: types.Frame) -> np.ndarray:
+    """What moves as the head does, f32 [H, W]: 0 in the lips' box with a margin and on hair below the eyes, else 1.
+
+    Hair that hangs stays where it is when the head turns; fitted with it, eyes and mouth lie beside themselves.
+    """
+    row0, row1, col0, col1 = (int(edge) for edge in frame.lips_box)
+    margin = round(MOUTH_MARGIN * (row1 - row0))
+    weight = np.ones(frame.labels.shape, np.float32)
     weight[max(row0 - margin, 0) : row1 + margin, max(col0 - margin, 0) : col1 + margin] = 0.0
+    eyes = int(np.asarray(frame.eye_boxes)[:, 1].max())
+    weight[eyes:][(np.asarray(frame.labels)[eyes:] & types.Label.HAIR) > 0] = 0.0
     return weight
 
 
