@@ -24,4 +24,7 @@ struct AdamRule {
 // The bits of the results do not depend on the number of threads.
 void adam(const AdamRule& rule, const AdamLeaf* leaves, int64_t count, const Executor& executor);
 
+// Whether the squares of all `count` gradients are finite, as a step needs them to be.
+bool can_step(const float* const* gradients, const int64_t* sizes, int64_t count, const Executor& executor);
+
 }  // namespace fg3dgs

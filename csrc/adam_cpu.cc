@@ -2,6 +2,8 @@
 #include "adam.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -28,6 +30,13 @@ bool rests(const float* gradient, const float* mean, const float* square, int64_
     any |= bits[0] | bits[1] | bits[2];
   }
   return any << 1 == 0;
+}
+
+FG3DGS_CLONES
+bool finite_squares(const float* x, int64_t count) {
+  int32_t bad = 0;  // no early way out: so the loop is vectors
+  for (int64_t i = 0; i < count; ++i) bad |= x[i] * x[i] <= FLT_MAX ? 0 : 1;
+  return !bad;
 }
 
 FG3DGS_CLONES
@@ -89,6 +98,18 @@ void adam(const AdamRule& rule, const AdamLeaf* leaves, int64_t count, const Exe
       step_line(rule, leaf.decay, rates.data() + first[i], leaf.gradient + at, std::min(line[i], leaf.size - at),
                 leaf.value + at, leaf.mean + at, leaf.square + at);
   });
+}
+
+bool can_step(const float* const* gradients, const int64_t* sizes, int64_t count, const Executor& executor) {
+  std::vector<int64_t> start(count + 1);
+  for (int64_t i = 0; i < count; ++i) start[i + 1] = start[i] + (sizes[i] + kTask - 1) / kTask;
+  std::atomic<bool> good{true};
+  parallel_for(executor, start[count], [&](int, int64_t task) {
+    const int64_t i = std::upper_bound(start.begin(), start.end(), task) - start.begin() - 1;
+    const int64_t from = (task - start[i]) * kTask;
+    if (!finite_squares(gradients[i] + from, std::min(kTask, sizes[i] - from))) good = false;
+  });
+  return good;
 }
 
 }  // namespace fg3dgs

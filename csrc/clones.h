@@ -7,3 +7,6 @@
 #else
 #define FG3DGS_CLONES
 #endif
+
+// What such a loop calls: compiled with it, for its instruction set.
+#define FG3DGS_INLINED inline __attribute__((always_inline))

@@ -116,6 +116,22 @@ ffi::Error adam_cpu(ffi::ThreadPool pool, F32 control, ffi::RemainingArgs arrays
   return ffi::Error::Success();
 }
 
+// gradients -> 1 or 0, whether all their squares are finite
+ffi::Error can_step_cpu(ffi::ThreadPool pool, ffi::RemainingArgs arrays, OutI32 out) {
+  std::vector<const float*> gradients;
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    const auto array = arrays.get<F32>(i);
+    if (!array.has_value()) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "can_step: a gradient is not float32");
+    gradients.push_back(array->typed_data());
+    sizes.push_back(size_of(*array));
+  }
+  *out->typed_data() = can_step(gradients.data(), sizes.data(), static_cast<int64_t>(sizes.size()), make_executor(pool));
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER(kCanStepCpu, can_step_cpu,
+                       ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<ffi::Buffer<ffi::S32>>());
 XLA_FFI_DEFINE_HANDLER(kAdamCpu, adam_cpu,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::ThreadPool>()
@@ -162,6 +178,7 @@ py::list registrations() {
       {"fg3dgs_paint", "cpu", kPaintCpu},
       {"fg3dgs_photo", "cpu", kPhotoCpu},
       {"fg3dgs_adam", "cpu", kAdamCpu},
+      {"fg3dgs_can_step", "cpu", kCanStepCpu},
   };
   for (const std::vector<Registration>& more : {network_registrations(), cuda_registrations()})
     all.insert(all.end(), more.begin(), more.end());
@@ -195,7 +212,7 @@ std::vector<Registration> cuda_registrations() { return {}; }
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of fg3dgs_jax, as XLA FFI targets.";
-  m.attr("INTERFACE") = 8;  // as in fg3dgs_jax/native.py
+  m.attr("INTERFACE") = 9;  // as in fg3dgs_jax/native.py
   m.def("registrations", &fg3dgs::registrations);
   m.def("cuda_workspace_bytes", &fg3dgs::cuda_workspace_bytes, py::arg("n"), py::arg("channels"), py::arg("sh_count"),
         py::arg("width"), py::arg("height"), py::arg("max_pairs"), py::arg("backward"), py::arg("deterministic"));

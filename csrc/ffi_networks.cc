@@ -1,7 +1,8 @@
-// The CPU's XLA FFI handlers of the motion networks: grid encoder, perceptrons, attention.
+// The CPU's XLA FFI handlers of the motion networks: grid encoder, perceptrons, attention, sound.
 #include "attend.h"
 #include "ffi_bind.h"
 #include "gated.h"
+#include "listen.h"
 
 namespace fg3dgs {
 namespace {
@@ -180,6 +181,57 @@ ffi::Error gated_backward_cpu(ffi::ThreadPool pool, F32 x, F32 weights, F32 weig
   return ffi::Error::Success();
 }
 
+// windows [tokens, steps, channels], then kernel and bias of every layer
+ffi::Error make_listen(F32 windows, const ffi::RemainingArgs& arrays, Listen* call) {
+  const ffi::Error wrong(ffi::ErrorCode::kInvalidArgument, "listen: operands have the wrong shapes");
+  const auto dims = windows.dimensions();
+  if (dims.size() != 3 || arrays.size() != 2 * kListenLayers) return wrong;
+  *call = {windows.typed_data(), dims[0], dims[1], {}};
+  for (int i = 0; i < kListenLayers; ++i) {
+    const auto kernel = arrays.get<F32>(2 * i), bias = arrays.get<F32>(2 * i + 1);
+    if (!kernel.has_value() || !bias.has_value()) return wrong;
+    const auto sizes = kernel->dimensions();
+    const size_t rank = listen_taps(i) == 3 ? 3 : 2;
+    if (sizes.size() != rank || (rank == 3 && sizes[0] != 3) || size_of(*bias) != sizes[rank - 1]) return wrong;
+    call->layers[i] = {kernel->typed_data(), bias->typed_data(), sizes[rank - 2], sizes[rank - 1]};
+  }
+  return call->layers[0].in == dims[2] && can_listen(*call) ? ffi::Error::Success() : wrong;
+}
+
+// -> tokens [tokens, features], pooled [features]
+ffi::Error listen_forward_cpu(F32 windows, ffi::RemainingArgs arrays, OutF32 tokens, OutF32 pooled) {
+  Listen call;
+  ffi::Error error = make_listen(windows, arrays, &call);
+  if (error.failure()) return error;
+  if (size_of(*tokens) != call.tokens * call.features() || size_of(*pooled) != call.features())
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "listen: operands have the wrong shapes");
+  listen(call, tokens->typed_data(), pooled->typed_data());
+  return ffi::Error::Success();
+}
+
+// cotangents of the results, then the same operands -> cotangents of the operands
+ffi::Error listen_backward_cpu(F32 d_tokens, F32 d_pooled, F32 windows, ffi::RemainingArgs arrays, OutF32 d_windows,
+                               ffi::RemainingRets results) {
+  const ffi::Error wrong(ffi::ErrorCode::kInvalidArgument, "listen: operands have the wrong shapes");
+  Listen call;
+  ffi::Error error = make_listen(windows, arrays, &call);
+  if (error.failure()) return error;
+  if (size_of(d_tokens) != call.tokens * call.features() || size_of(d_pooled) != call.features() ||
+      size_of(*d_windows) != size_of(windows) || results.size() != arrays.size())
+    return wrong;
+  ListenSlopes slopes[kListenLayers];
+  for (int i = 0; i < kListenLayers; ++i) {
+    auto kernel = results.get<F32>(2 * i), bias = results.get<F32>(2 * i + 1);
+    const ListenLayer& layer = call.layers[i];
+    if (!kernel.has_value() || !bias.has_value() || size_of(**kernel) != listen_taps(i) * layer.in * layer.out ||
+        size_of(**bias) != layer.out)
+      return wrong;
+    slopes[i] = {(*kernel)->typed_data(), (*bias)->typed_data()};
+  }
+  listen_backward(call, d_tokens.typed_data(), d_pooled.typed_data(), d_windows->typed_data(), slopes);
+  return ffi::Error::Success();
+}
+
 // The seven operands of attention.
 template <class Binding>
 auto bind_attend(Binding&& binding) {
@@ -221,6 +273,10 @@ XLA_FFI_DEFINE_HANDLER(kGatedBackwardCpu, gated_backward_cpu,
                        bind_gated(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()).Arg<F32>().Ret<F32>().Ret<F32>().Ret<F32>()
                            .Ret<F32>().Ret<F32>().Ret<F32>().Attr<ffi::Span<const int32_t>>("sizes")
                            .Attr<ffi::Span<const int32_t>>("counts"));
+XLA_FFI_DEFINE_HANDLER(kListenForwardCpu, listen_forward_cpu,
+                       ffi::Ffi::Bind().Arg<F32>().RemainingArgs().Ret<F32>().Ret<F32>());
+XLA_FFI_DEFINE_HANDLER(kListenBackwardCpu, listen_backward_cpu,
+                       ffi::Ffi::Bind().Arg<F32>().Arg<F32>().Arg<F32>().RemainingArgs().Ret<F32>().RemainingRets());
 
 }  // namespace
 
@@ -234,7 +290,9 @@ std::vector<Registration> network_registrations() {
           {"fg3dgs_gated_forward", "cpu", kGatedForwardCpu},
           {"fg3dgs_gated_backward", "cpu", kGatedBackwardCpu},
           {"fg3dgs_attend_forward", "cpu", kAttendForwardCpu},
-          {"fg3dgs_attend_backward", "cpu", kAttendBackwardCpu}};
+          {"fg3dgs_attend_backward", "cpu", kAttendBackwardCpu},
+          {"fg3dgs_listen_forward", "cpu", kListenForwardCpu},
+          {"fg3dgs_listen_backward", "cpu", kListenBackwardCpu}};
 }
 
 }  // namespace fg3dgs

@@ -9,7 +9,7 @@ import jax
 
 from fg3dgs_jax.errors import UserError
 
-INTERFACE = 8  # of the binary: counts up with every change that Python must know of (csrc/ffi.cc)
+INTERFACE = 9  # of the binary: counts up with every change that Python must know of (csrc/ffi.cc)
 
 
 @functools.cache

@@ -162,3 +162,13 @@ def test_descend_lowers_for_cuda():
     given = leaves(0)
     step = jax.jit(lambda: optim.descend(optim.ADAMS["motion"], given, jnp.int32(3), jnp.asarray(True)))
     assert "fg3dgs_adam" not in step.trace().lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("value, good", [(1e18, True), (-1e20, False), (np.inf, False), (np.nan, False)])
+@pytest.mark.parametrize("where", [0, 16_384, 39_999])
+def test_steps_are_taken_where_all_squares_are_finite(value, good, where):
+    """The kernel looks at 16,384 values at a time."""
+    leaves = [np.ones((3, 5), np.float32), np.zeros(0, np.float32), np.ones(40_000, np.float32)]
+    assert jax.jit(optim.can_step)({"a": leaves})
+    leaves[2][where] = value
+    assert bool(jax.jit(optim.can_step)({"a": leaves})) == bool(optim.can_step_reference(*leaves)) == good

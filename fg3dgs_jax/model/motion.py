@@ -33,13 +33,13 @@ from fg3dgs_jax.model import deltas
 from fg3dgs_jax.model.attention import attend
 from fg3dgs_jax.model.gated import gated
 from fg3dgs_jax.model.hashgrid import GridSpec, TriPlaneGrid, draw_uniform, encode_transposed
+from fg3dgs_jax.model.listen import listen
 from fg3dgs_jax.model.mlp import MLP, Linear
 from fg3dgs_jax.types import Condition, Deltas
 
 NUM_TOKENS = 8  # frames [i-4, i+4)
 CURRENT = NUM_TOKENS // 2  # the token of frame i itself
 MOUTH_SHARES = np.float32([0.2, 1.0, 0.2])  # TG: inside the mouth x and z move a fifth as far as y
-_LEAK = 0.02
 _FEATURES = 32  # width of an audio token and of the cross-modal attention
 _HEADS = 4
 _POSITION_LIMIT = 0.2
@@ -62,30 +62,14 @@ _dense = functools.partial(nnx.Linear, kernel_init=_init_kernel, bias_init=_init
 _conv = functools.partial(nnx.Conv, kernel_size=(3,), padding=1, kernel_init=_init_kernel, bias_init=_init_bias)
 
 
-def _convolve(conv: nnx.Conv, x: jax.Array, stride: int = 1) -> jax.Array:
-    """What `conv`, of three taps, makes of x f32 [B, T, C], as a product: XLA's own takes a third longer on a CPU."""
-    kernel = conv.kernel[...]
-    last = stride * (-(-x.shape[1] // stride) - 1)
-    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
-    taps = jnp.concatenate([padded[:, k : k + last + 1 : stride] for k in range(3)], axis=-1)
-    return taps @ kernel.reshape(-1, kernel.shape[-1]) + conv.bias[...]
-
-
 class WindowAttention(nnx.Module):
-    """Pools the tokens of 8 frames into one vector by a small convolution and a softmax over time (AD-NeRF)."""
+    """What weighs the tokens of 8 frames: small convolutions and a linear layer over time (AD-NeRF). See `listen`."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         channels = (features, 16, 8, 4, 2, 1)
         for i in range(5):
             setattr(self, f"conv{i}", _conv(*channels[i : i + 2], rngs=rngs))
         self.linear = _dense(NUM_TOKENS, NUM_TOKENS, rngs=rngs)
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Tokens f32 [8, C] -> f32 [C], a convex combination of them."""
-        x = tokens[None]
-        for i in range(5):
-            x = jax.nn.leaky_relu(_convolve(getattr(self, f"conv{i}"), x), _LEAK)
-        return jax.nn.softmax(self.linear(x[0, :, 0])) @ tokens
 
 
 class Projection(nnx.Module):
@@ -121,12 +105,11 @@ class AudioEncoder(nnx.Module):
         Each convolution halves the window, rounding up: 16 vectors end as one, as do 2. Longer windows end as several,
         which are averaged.
         """
-        x = audio if self.basis is None else self.basis(audio)
-        for i in range(4):
-            x = jax.nn.leaky_relu(_convolve(getattr(self, f"conv{i}"), x, stride=2), _LEAK)
-        x = jax.nn.leaky_relu(self.linear0(x.mean(1)), _LEAK)
-        tokens = self.linear1(x)
-        return tokens, self.attention(tokens)
+        seen = audio if self.basis is None else self.basis(audio)
+        own = [f"conv{i}" for i in range(4)] + ["linear0", "linear1"]
+        layers = [getattr(self, name) for name in own]
+        layers += [getattr(self.attention, name) for name in [*(f"conv{i}" for i in range(5)), "linear"]]
+        return listen(seen, [(layer.kernel[...], layer.bias[...]) for layer in layers])
 
 
 class ExpressionEncoder(nnx.Module):

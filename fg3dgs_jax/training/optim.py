@@ -158,6 +158,21 @@ def apply(
     return new_params, new_opt
 
 
+def can_step(grads: Mapping) -> jax.Array:
+    """bool []: whether the squares of all gradients are finite, as `apply` needs them to be."""
+    leaves = jax.tree.leaves(grads)
+    return jax.lax.platform_dependent(*leaves, cpu=_can_step_native, default=can_step_reference)
+
+
+def can_step_reference(*leaves: jax.Array) -> jax.Array:
+    """`can_step` in plain JAX, the specification."""
+    return jnp.stack([jnp.isfinite(jnp.square(leaf)).all() for leaf in leaves]).all()
+
+
+def _can_step_native(*leaves: jax.Array) -> jax.Array:
+    return native.call("fg3dgs_can_step", [jax.ShapeDtypeStruct((), jnp.int32)], leaves)[0] != 0
+
+
 def descend(adam: Adam, leaves: list[Leaf], count: jax.Array, good: jax.Array) -> list[tuple[jax.Array, ...]]:
     """Value and moments of each leaf after the step that makes `count` of them; as they were where not `good`.
 

@@ -85,7 +85,7 @@ inline void poke(Bytes& bytes, std::initializer_list<Floats*> arrays) {
 class Results {
  public:
   static constexpr uint32_t kUnwritten = 0x7fc5dead;
-  Results() { arrays_.reserve(11); }
+  explicit Results(size_t most = 11) { arrays_.reserve(most); }
 
   float* floats(int64_t count) {
     float mark;

@@ -10,6 +10,7 @@
 #include "bytes.h"
 #include "gated.h"
 #include "grid.h"
+#include "listen.h"
 #include "mlp.h"
 #include "photo.h"
 #include "scenes.h"
@@ -302,20 +303,88 @@ class AttendCase {
   Floats arrays_[7], d_out_;
 };
 
+// The encoder of sound, there and back, and whether its gradients could be stepped along.
+class ListenCase {
+ public:
+  explicit ListenCase(Bytes& b) {
+    const auto size = [&b](int most) { return int64_t{1} + b.byte() % most; };
+    l_.tokens = size(9);
+    l_.steps = b.byte() < 224 ? size(17) : 40;
+    int64_t in = size(40);
+    for (int i = 0; i < kListenLayers; ++i) {
+      const bool last = i == kListenLayers - 1;
+      l_.layers[i].in = last ? l_.tokens : in;
+      l_.layers[i].out = in = last ? l_.tokens : i == kListenLayers - 2 ? 1 : size(40);
+    }
+    const uint32_t odd = b.byte();
+    if (odd > 250) l_.layers[odd % kListenLayers].out = b.integer();
+    if (!possible()) return;
+    Random random(b.word());
+    windows_ = random.array(l_.tokens * l_.steps * l_.layers[0].in, -1, 1);
+    for (int i = 0; i < kListenLayers; ++i) {
+      arrays_[2 * i] = random.array(listen_taps(i) * l_.layers[i].in * l_.layers[i].out, -1, 1);
+      arrays_[2 * i + 1] = random.array(l_.layers[i].out, -1, 1);
+    }
+    d_tokens_ = random.array(l_.tokens * l_.features(), -1, 1);
+    d_pooled_ = random.array(l_.features(), -1, 1);
+    poke(b, {&windows_, &arrays_[0], &arrays_[7], &arrays_[8], &arrays_[11], &arrays_[12], &arrays_[22], &d_tokens_,
+             &d_pooled_});
+    l_.windows = windows_.data();
+    for (int i = 0; i < kListenLayers; ++i) {
+      l_.layers[i].kernel = arrays_[2 * i].data();
+      l_.layers[i].bias = arrays_[2 * i + 1].data();
+    }
+  }
+  ListenCase(const ListenCase&) = delete;
+
+  bool possible() const { return can_listen(l_); }
+
+  Results run(const Executor& executor) const {
+    Results r(4 + 2 * kListenLayers);
+    const auto like = [&r](const Floats& given) { return r.floats(static_cast<int64_t>(given.size())); };
+    float* tokens = like(d_tokens_);
+    listen(l_, tokens, like(d_pooled_));
+    ListenSlopes slopes[kListenLayers];
+    float* d_windows = like(windows_);
+    for (int i = 0; i < kListenLayers; ++i) slopes[i] = {like(arrays_[2 * i]), like(arrays_[2 * i + 1])};
+    listen_backward(l_, d_tokens_.data(), d_pooled_.data(), d_windows, slopes);
+    std::vector<const float*> gradients;
+    std::vector<int64_t> sizes;
+    for (int i = 0; i < kListenLayers; ++i) {
+      gradients.push_back(slopes[i].kernel);
+      sizes.push_back(static_cast<int64_t>(arrays_[2 * i].size()));
+    }
+    *r.integers(1) = can_step(gradients.data(), sizes.data(), kListenLayers, executor);
+    return r;
+  }
+
+  void check(const Results& r) const {
+    bool good = true;
+    for (int i = 0; i < kListenLayers; ++i)
+      for (float x : r[3 + 2 * i]) good &= std::isfinite(x * x);
+    expect(r.ints(0)[0] == good, "steps are taken where squares are finite");
+  }
+
+ private:
+  Listen l_ = {};
+  Floats windows_, arrays_[2 * kListenLayers], d_tokens_, d_pooled_;
+};
+
 // Calls test(case) with the case that the bytes stand for, unless its sizes are ones that the kernels refuse.
 template <class Test>
 void with_case(Bytes& bytes, Test&& test) {
   const auto run = [&test](const auto& c) {
     if (c.possible()) test(c);
   };
-  const uint32_t which = bytes.byte() % 18;
+  const uint32_t which = bytes.byte() % 19;
   if (which < 7) return run(SceneCase(bytes));
   if (which < 9) return run(PaintCase(bytes));
   if (which < 13) return run(GridCase(bytes));
   if (which == 13) return run(ImageCase(bytes));
   if (which == 14) return run(MlpCase(bytes));
   if (which == 15) return run(GatedCase(bytes));
-  which == 16 ? run(AdamCase(bytes)) : run(AttendCase(bytes));
+  if (which == 16) return run(AdamCase(bytes));
+  which == 17 ? run(AttendCase(bytes)) : run(ListenCase(bytes));
 }
 
 }  // namespace fuzz
