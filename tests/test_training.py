@@ -16,7 +16,7 @@ from fg3dgs_jax.data.dataset import open_dataset
 from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.training import loop, seeds
 from fg3dgs_jax.training.signals import Interrupt, Stopped
-from fg3dgs_jax.training.step import make_densify, make_step, see_frame
+from fg3dgs_jax.training.step import make_densify, make_step, make_steps, see_frame
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
@@ -278,3 +278,28 @@ def test_a_config_that_cannot_run_is_refused_before_it_starts(dataset, tmp_path,
     with pytest.raises(UserError, match=message):
         loop.prepare(bad, dataset, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_several_steps_in_one_call_are_the_steps_one_by_one(run, steps, dataset):
+    """However they are divided among calls: the same bits. A program of its own rounds apart."""
+    frames = [dataset.frame(int(i)) for i in dataset.train_ids[:5]]
+    several = make_steps(loop.plan(run, run.stages[1], None))
+    begin = copy(loop.first_state(run).replace(step=jnp.asarray(4, jnp.int32)))
+
+    def taken(*counts):
+        state, left, metrics = jax.tree.map(jnp.array, begin), list(frames), None
+        for count in counts:
+            given, left = left[:count], left[count:]
+            state, metrics = several(state, loop.stacked(given), count)
+        return copy((state, metrics))
+
+    whole, parts = taken(5), taken(2, 3)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    state = jax.tree.map(jnp.array, begin)
+    for frame in frames:
+        state, metrics = steps(1)(state, frame)
+    assert int(whole[0].step) == int(state.step) == 9
+    # Adam turns a rounded gradient near zero into a step of up to the rate: 5 steps of at most 1e-2
+    apart = jax.tree.map(lambda a, b: float(np.abs(a - np.asarray(b)).max(initial=0)), whole[0].params, state.params)
+    assert max(jax.tree.leaves(apart)) < 5e-3
+    assert whole[1]["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-3)

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,10 @@ from fg3dgs_jax.training.previews import Preview
 from fg3dgs_jax.training.progress import Progress
 from fg3dgs_jax.training.signals import Interrupt, Stopped
 from fg3dgs_jax.training.state import PAIRS, TrainState
-from fg3dgs_jax.training.step import Plan, make_densify, make_step
+from fg3dgs_jax.training.step import Plan, make_densify, make_steps
 from fg3dgs_jax.types import Gaussians, Label
 
+STEPS = 8  # in one call, where nobody looks in between
 SNIPPET_FPS = 25.0  # what lip-sync experts are trained on
 
 log = logging.getLogger(__name__)
@@ -130,7 +132,7 @@ def _check_frames(dataset: Dataset, stage: stages.Stage) -> None:
 
 
 def plan(run: Run, stage: stages.Stage, max_pairs: int | None) -> Plan:
-    """What `make_step` needs for a stage; `max_pairs` None: as many as it takes."""
+    """What `make_steps` needs for a stage; `max_pairs` None: as many as it takes."""
     groups = {name: optim.Group(**fields.to_dict()) for name, fields in run.config.groups.items()}
     deviation = float(np.std(run.dataset.audio_features))
     # Along each direction, of length 1 / deviation, noise is as strong as on each value.
@@ -240,12 +242,15 @@ def _frames(run: Run, stage: stages.Stage, start: int) -> Iterable:
 def _run_segment(run, stage, state, max_pairs, interrupt, track, preview) -> tuple[TrainState, int | None]:
     """Steps of one stage at one pair capacity: to the stage's end, or until the capacity must grow."""
     rules = plan(run, stage, max_pairs)
-    step_fn, densify_fn = make_step(rules), make_densify(rules) if stage.densify else None
-    start = int(state.step)
-    for step, frame in enumerate(_frames(run, stage, start), start):
-        state, metrics = step_fn(state, jax.device_put(frame), run.judges)
-        done = step + 1
-        densifying = densify_fn is not None and _densifies(stage, done)
+    steps_fn, densify_fn = make_steps(rules), make_densify(rules) if stage.densify else None
+    done = int(state.step)
+    frames = iter(_frames(run, stage, done))
+    while done < stage.stop:
+        count = next(k for k in range(1, STEPS + 1) if k == STEPS or _looks(run, stage, done + k))
+        given = [next(frames) for _ in range(count)]
+        state, metrics = steps_fn(state, jax.device_put(stacked(given)), count, run.judges)
+        done += count
+        densifying = _densifies(stage, done)
         saving = done % run.config.save_every == 0
         looking = done % run.config.log_every == 0 or done == stage.stop
         if looking or saving or densifying or interrupt.requested:
@@ -270,9 +275,20 @@ def _run_segment(run, stage, state, max_pairs, interrupt, track, preview) -> tup
     return state, max_pairs
 
 
+def stacked(frames: list) -> Any:
+    """So many frames that every call has the same shapes; the last one fills up."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *frames, *[frames[-1]] * (STEPS - len(frames)))
+
+
+def _looks(run: Run, stage: stages.Stage, done: int) -> bool:
+    """Whether anything but the next step is due after so many."""
+    every = (run.config.save_every, run.config.log_every, run.config.preview_every)
+    return done == stage.stop or any(done % n == 0 for n in every) or _densifies(stage, done)
+
+
 def _densifies(stage: stages.Stage, done: int) -> bool:
     rule, local = stage.densify, done - stage.start
-    return rule.start < local <= rule.stop and local % rule.every == 0
+    return rule is not None and rule.start < local <= rule.stop and local % rule.every == 0
 
 
 def _more_pairs(state: TrainState, max_pairs: int) -> tuple[TrainState, int]:
