@@ -230,8 +230,8 @@ def _no_pictures(path: Path) -> Callable[[int], clips.Pictures]:
 
 def _torso_reader(path: Path, ids: np.ndarray, width: int, height: int) -> Callable[[int], np.ndarray]:
     """Frame -> torso layer u8 [H, W, 4]; reads that frame's bytes alone."""
-    with safe_open(path, framework="numpy") as file:
-        ends, rows, total = file.get_tensor(ENDS), file.get_tensor(ROWS), file.get_slice(TORSO).get_shape()[0]
+    file = safe_open(path, framework="numpy")  # stays open: opening it anew would cost as much as decoding
+    ends, rows, total = file.get_tensor(ENDS), file.get_tensor(ROWS), file.get_slice(TORSO).get_shape()[0]
     whole = len(ends) == len(rows) == len(ids) and (ends[:, 0] >= 0).all() and (ends[:, 0] < ends[:, 1]).all()
     if not whole or ends.max() > total:
         raise Misfit("its torso layers are not complete")
@@ -239,9 +239,8 @@ def _torso_reader(path: Path, ids: np.ndarray, width: int, height: int) -> Calla
 
     def read(index: int) -> np.ndarray:
         row = place[int(index)]
-        with safe_open(path, framework="numpy") as file:
-            coded = file.get_slice(TORSO)[int(ends[row, 0]) : int(ends[row, 1])]
-        part = clips.decode_picture(coded.tobytes(), f"{path} (torso of frame {index})", 4, width)
+        png = file.get_slice(TORSO)[int(ends[row, 0]) : int(ends[row, 1])].tobytes()
+        part = clips.decode_picture(png, f"{path} (torso of frame {index})", 4, width)
         first, layer = int(rows[row]), np.zeros((height, width, 4), np.uint8)
         if first < 0 or first + len(part) > height or part.shape[1] != width:
             raise UserError(f"{path}: the torso of frame {index} has another size; bake the head again")
