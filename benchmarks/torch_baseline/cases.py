@@ -54,8 +54,10 @@ def trained(workdir: Path, data: Path | None) -> Case:
     run, state = train_step.resume(workdir, workdir, head.dataset.path)
     dataset = run.dataset
     ids = dataset.test_ids[np.linspace(0, len(dataset.test_ids) - 1, FRAMES).astype(int)]
-    frames = [dataset.frame(index) for index in ids]
-    state = state.replace(cameras=None)  # both sides keep to the measured ones
+    # Both sides keep to the cameras that the head renders with, which may have been learned.
+    seen = head.dataset
+    frames = [dataset.frame(i).replace(viewmat=seen.viewmats[i], intrinsics=seen.intrinsics) for i in ids]
+    state = state.replace(cameras=None)
     plans = {stage.name: loop.plan(run, stage, None).replace(camera_rule=None) for stage in run.stages}
     first = frames[0]
     return Case(
