@@ -1,4 +1,4 @@
-// The encoder of sound: so little work that one thread does it, in place of some hundred of XLA's small operations.
+// The encoder of sound: so little work that one thread does it.
 #include "listen.h"
 
 #include <algorithm>

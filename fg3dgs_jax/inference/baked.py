@@ -230,7 +230,7 @@ def _no_pictures(path: Path) -> Callable[[int], clips.Pictures]:
 
 def _torso_reader(path: Path, ids: np.ndarray, width: int, height: int) -> Callable[[int], np.ndarray]:
     """Frame -> torso layer u8 [H, W, 4]; reads that frame's bytes alone."""
-    file = safe_open(path, framework="numpy")  # stays open: opening it anew would cost as much as decoding
+    file = safe_open(path, framework="numpy")  # stays open: opening it anew for every frame takes longer than reading
     ends, rows, total = file.get_tensor(ENDS), file.get_tensor(ROWS), file.get_slice(TORSO).get_shape()[0]
     whole = len(ends) == len(rows) == len(ids) and (ends[:, 0] >= 0).all() and (ends[:, 0] < ends[:, 1]).all()
     if not whole or ends.max() > total:

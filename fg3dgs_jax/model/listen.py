@@ -1,5 +1,8 @@
-"""The encoder of sound (TG's, with AD-NeRF's attention over time): on a CPU one native pass, in place of XLA's hundreds
-of small operations, each of which costs more to start than to run."""
+"""The encoder of sound (TG's, with AD-NeRF's attention over time): on a CPU one native pass.
+
+XLA runs its hundreds of small operations as fast, but a motion step's program then takes a quarter longer to compile,
+and 250 MB more.
+"""
 
 from collections.abc import Sequence
 
