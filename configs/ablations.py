@@ -39,6 +39,11 @@ def _predicts(config, names: dict[str, tuple[str, ...]]) -> None:
     config.stages.motion.weights.update(delta_opacities=1e-5, delta_colors=1e-5)
 
 
+def _no_landmarks(config) -> None:
+    """The papers' losses alone: no landmark leads the lips (training/lips.py)."""
+    config.stages.motion.weights.landmarks = 0.0
+
+
 def _appearance(config) -> None:
     """TG's rival: Gaussians stay where they are, and their opacity and colour change with the condition.
 
@@ -47,6 +52,7 @@ def _appearance(config) -> None:
     """
     _predicts(config, dict.fromkeys(config.layers, APPEARANCE))
     _no_sampling(config)
+    _no_landmarks(config)  # nothing that could be led moves
 
 
 def _appearance_whole(config) -> None:
@@ -110,12 +116,14 @@ ROWS = {
     "tg_appearance_whole": ("talking_gaussian", _appearance_whole, "appearance, without either"),
     "tg_alpha": ("talking_gaussian", _alpha, "deformation + alpha"),
     "tg_alpha_rgb": ("talking_gaussian", _alpha_rgb, "deformation + alpha + RGB"),
+    "tg_no_landmarks": ("talking_gaussian", _no_landmarks, "lips not led by landmarks"),
     "fg": ("fg3dgs", _full, "FG-3DGS, full"),
     "fg_no_fad": ("fg3dgs", _no_fad, "without FAD (eyes in the face)"),
     "fg_no_fam": ("fg3dgs", _no_fam, "without FAM (perceptrons)"),
     "fg_no_hrpa": ("fg3dgs", _no_hrpa, "without HRPA (no L_lip)"),
     "fg_high_all": ("fg3dgs", _high_all, "eyes and mouth: means, scales, rotations"),
     "fg_relocation": ("fg3dgs", _relocation, "densification by relocation"),
+    "fg_no_landmarks": ("fg3dgs", _no_landmarks, "lips not led by landmarks"),
 }
 
 

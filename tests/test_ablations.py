@@ -69,6 +69,8 @@ def differences(a, b, name=""):
         ("tg_appearance_whole", "tg_deformation_whole", ("regions.face.predicts", "stages.motion.weights")),
         ("tg_alpha", "tg", ("regions.face.predicts", "regions.mouth.predicts", "stages.motion.weights")),
         ("tg_alpha_rgb", "tg_alpha", ("regions.face.predicts", "regions.mouth.predicts")),
+        ("tg_no_landmarks", "tg", ("stages.motion.weights",)),
+        ("fg_no_landmarks", "fg", ("stages.motion.weights",)),
         ("fg_no_fad", "fg", ("layers", "regions.face.exclude")),
         ("fg_no_fam", "fg", ("regions.mouth.motion", "regions.eyes.motion")),
         ("fg_no_hrpa", "fg", ("schedule", "stages.fusion.steps")),

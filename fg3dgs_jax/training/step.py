@@ -19,7 +19,7 @@ from fg3dgs_jax.training.optim import Rates
 from fg3dgs_jax.training.stages import RegionTask, Stage
 from fg3dgs_jax.training.state import PAIRS, TrainState
 from fg3dgs_jax.training.views import Layer, Window, frame_view, region_view, window_of
-from fg3dgs_jax.types import Frame, Snippet
+from fg3dgs_jax.types import Deltas, Frame, Snippet
 
 SHAKING = 0xFFFFFFFE  # no step is that late: sets the key of relocation's noise apart from the others
 RESET_OPACITY = 0.01  # 3DGS
@@ -83,9 +83,7 @@ def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainSta
     for region in plan.spec.regions:
         gaussians, deltas, led = params[region.name]["gaussians"], None, None
         if plan.stage.moving:
-            motion = params[region.name]["motion"]
-            deltas, _ = move(plan.graphs[region.name], motion, gaussians.means, frame.condition)
-            led = lead_lips(plan, region.name, motion, frame)
+            deltas, led = move_region(plan, region.name, params[region.name]["motion"], gaussians.means, frame)
         rendered = render_region(
             gaussians,
             state.pools[region.name].alive,
@@ -99,13 +97,21 @@ def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainSta
     return layers
 
 
-def lead_lips(plan: Plan, region: str, motion: Mapping, frame: Frame) -> jax.Array | None:
-    """How far the lips, as this region's network moves them, are from the frame's landmarks; None: not its task."""
-    if plan.lips is None or plan.lips.region != region:
-        return None
-    rest = jnp.asarray(plan.lips.points)
-    deltas, _ = move(plan.graphs[region], motion, rest, frame.condition)
-    return lips_lib.distance(lips_lib.seen(rest + deltas.means, frame), frame.lips, plan.lips.width)
+def move_region(
+    plan: Plan, region: str, motion: Mapping, means: jax.Array, frame: Frame
+) -> tuple[Deltas, jax.Array | None]:
+    """The deltas of a region's Gaussians, and how far from the frame's landmarks its network moves the resting lips.
+
+    The latter is None where they are not its task. Lips go through the network with the Gaussians, in one pass.
+    """
+    leads = plan.lips is not None and plan.lips.region == region
+    rest = jnp.asarray(plan.lips.points) if leads else jnp.zeros((0, 3))
+    deltas, _ = move(plan.graphs[region], motion, jnp.concatenate([means, rest]), frame.condition)
+    if not leads:
+        return deltas, None
+    shift = deltas.means[len(means) :]
+    deltas = jax.tree.map(lambda x: x[: len(means)], deltas)
+    return deltas, lips_lib.distance(lips_lib.seen(rest + shift, frame), frame.lips, plan.lips.width)
 
 
 def disturb(plan: Plan, state: TrainState, frame: Frame) -> Frame:
