@@ -1,4 +1,4 @@
-"""The rows of both papers' ablation tables, as changes to configs/fg3dgs.py and configs/talking_gaussian.py.
+"""The rows of both papers' ablation tables, as changes to configs/fg3dgs.py and configs/talking_gaussian.py; and ours.
 
     python -m fg3dgs_jax.train --config=configs/ablations.py:fg_no_fad --config.data=DIR --workdir=RUN
     python benchmarks/ablations.py --data DIR --runs RUNS --budget-minutes 10     trains the set and prints the tables
@@ -124,6 +124,7 @@ ROWS = {
     "fg_high_all": ("fg3dgs", _high_all, "eyes and mouth: means, scales, rotations"),
     "fg_relocation": ("fg3dgs", _relocation, "densification by relocation"),
     "fg_no_landmarks": ("fg3dgs", _no_landmarks, "lips not led by landmarks"),
+    "portrait": ("portrait", _full, "TG's lips, FG's eyes: configs/portrait.py"),
 }
 
 
