@@ -2,10 +2,10 @@
 
 Paper, RTX 4090, 2 h a person: PSNR 33.06, LPIPS 0.0252, LMD 2.620, 90 FPS (whole frames of its own portraits).
     python -m fg3dgs_jax.train --config=configs/fg3dgs.py --config.data=DIR --workdir=RUN
-Ours, two cores of a shared Xeon at 2.5 GHz: 20 seconds at 256x256, a fifth of the schedule (12,000 steps, 7 minutes if
-nothing else runs), poses learned, log-mel bands and the speech embedding in 24 components; 46 held-out frames, three
-seeds, in brackets with poses fitted outside the mouth: PSNR head 27.1 (29.6), mouth 26.5 (28.2), eyes 27.5 (31.7) dB,
-LMD 1.16 (1.18) px, lip opening's r 0.84. Command and intervals: benchmarks/results/papers_256.json.
+Ours, two cores of a shared AMD EPYC: 20 seconds at 256x256, a fifth of the schedule (12,000 steps, 3 minutes if nothing
+else runs), poses learned, log-mel bands and the speech embedding in 24 components; 46 held-out frames, three seeds, in
+brackets with poses fitted outside the mouth: PSNR head 27.1 (29.7), mouth 26.5 (28.6), eyes 27.5 (31.5) dB, LMD 1.04
+(1.08) px, lip opening's r 0.89. Command and intervals: benchmarks/results/papers_256.json.
 LPIPS and the alignment stage need weights: --config.judges.lpips=FILE --config.judges.sync=FILE (README).
 """
 
