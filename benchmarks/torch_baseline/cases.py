@@ -58,7 +58,7 @@ def trained(workdir: Path, data: Path | None) -> Case:
     seen = head.dataset
     frames = [dataset.frame(i).replace(viewmat=seen.viewmats[i], intrinsics=seen.intrinsics) for i in ids]
     state = state.replace(cameras=None)
-    plans = {stage.name: loop.plan(run, stage, None).replace(camera_rule=None) for stage in run.stages}
+    plans = {stage.name: shared(loop.plan(run, stage, None)) for stage in run.stages}
     first = frames[0]
     return Case(
         name=f"trained head, {Path(dataset.path).name}",
@@ -72,6 +72,12 @@ def trained(workdir: Path, data: Path | None) -> Case:
         width=dataset.width,
         height=dataset.height,
     )
+
+
+def shared(plan: Plan) -> Plan:
+    """The part of a plan that PyTorch's side has too: cameras stay, no landmark leads the lips."""
+    weights = {term: weight for term, weight in plan.stage.weights.items() if term != "landmarks"}
+    return plan.replace(stage=dataclasses.replace(plan.stage, weights=weights), camera_rule=None, lips=None)
 
 
 def timed(plans: dict[str, Plan]) -> dict[str, Plan]:
@@ -101,6 +107,7 @@ def posed(spec: render.HeadSpec, state: TrainState, frame: Frame) -> list[list[n
 def ellipsoid(count: int, size: int) -> Case:
     """`count` Gaussians in all; the rasterizer alone draws them as one layer, RGB, as benchmarks/rasterizer.py does."""
     plan, state, frame = gpu_measure.make_head(count, size)
+    plan = shared(plan)
     frame = jax.tree.map(np.asarray, frame)
     stage = dataclasses.replace(
         plan.stage,

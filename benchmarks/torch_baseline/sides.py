@@ -10,7 +10,8 @@ import torch
 
 from fg3dgs_jax.inference.head import Head
 from fg3dgs_jax.rasterizer import rasterize
-from fg3dgs_jax.training.step import make_step
+from fg3dgs_jax.training.loop import STEPS, stacked
+from fg3dgs_jax.training.step import make_steps
 
 from . import convert, training
 from . import head as torch_head
@@ -61,12 +62,13 @@ class Ours:
         return jax.block_until_ready(self._pull(self.scene, self.upstream))
 
     def stepper(self, stage: str) -> Callable[[int], float]:
-        """A call per step; the loss comes back to the host."""
-        step, held = make_step(self.case.plans[stage]), {"state": fresh(self.case, stage)}
-        frames = jax.device_put(self.case.frames)
+        """A call takes STEPS steps, as the trainer's; the last one's loss comes back to the host."""
+        steps, held = make_steps(self.case.plans[stage]), {"state": fresh(self.case, stage)}
+        frames = self.case.frames
+        given = jax.device_put(stacked([frames[i % len(frames)] for i in range(STEPS)]))
 
-        def call(index: int) -> float:
-            held["state"], metrics = step(held["state"], frames[index % len(frames)])
+        def call(_index: int) -> float:
+            held["state"], metrics = steps(held["state"], given, STEPS)
             jax.block_until_ready(held["state"])
             return float(metrics["loss"])
 
@@ -152,12 +154,13 @@ class Theirs:
         return training.Trainer(head, convert.stage(plan, step, names, self.case.frames[0]))
 
     def stepper(self, stage: str) -> Callable[[int], float]:
-        """A call per step; the loss comes back to the host."""
+        """A call takes STEPS steps; the last one's loss comes back to the host, as late as ours."""
         trainer, frames = self.trainer(stage), self.prepared(self.case.plans[stage])
 
-        def call(index: int) -> float:
-            loss = float(trainer.step(frames[index % len(frames)]))
+        def call(_index: int) -> float:
+            for i in range(STEPS):
+                loss = trainer.step(frames[i % len(frames)])
             self.wait()
-            return loss
+            return float(loss)
 
         return call
