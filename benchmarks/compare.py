@@ -38,7 +38,6 @@ INSTALL_GSPLAT = "compare.py: --device cuda compares with gsplat; `python -m pip
 # 30,000 Gaussians, 512 x 512, RGB, an ellipsoid of the same distribution, on two cores of another such server.
 QUOTED = {"what": "OpenSplat 1.2.0, CPU", "forward_ms": 57.5, "forward_backward_ms": 109.0, "measured_here": False}
 RESULTS = Path(__file__).parent / "results"
-STEP = "training step, "
 PAUSE = 0.02  # seconds in which the other side's threads fall asleep
 
 
@@ -79,18 +78,17 @@ def measure(case, flags: argparse.Namespace) -> dict:
     agreed = {name: parity.check(case, sides["ours"], sides[name]) for name in rivals}
     psnr = min(found["frame_psnr_db"] for found in agreed.values())
     print(f"{case.name}: pictures, losses and gradients agree; frames by {psnr:.1f} dB or more", flush=True)
-    rows = [
-        ("frame, audio to RGB", {name: side.frame for name, side in sides.items()}),
-        ("frame, constants computed once", {name: side.baked_frame for name, side in sides.items()}),
-        ("rasterizer, forward", {name: side.draw for name, side in sides.items()}),
-        ("rasterizer, forward + backward", {name: side.pull for name, side in sides.items()}),
+    rows = [  # what, how many a call makes, the calls
+        ("frame, audio to RGB", 1, {name: side.frame for name, side in sides.items()}),
+        ("frame, constants computed once", 1, {name: side.baked_frame for name, side in sides.items()}),
+        ("rasterizer, forward", 1, {name: side.draw for name, side in sides.items()}),
+        ("rasterizer, forward + backward", 1, {name: side.pull for name, side in sides.items()}),
     ]
-    rows += [(STEP + s, {n: side.stepper(s) for n, side in sides.items()}) for s in case.plans]
+    rows += [(f"training step, {s}", STEPS, {n: side.stepper(s) for n, side in sides.items()}) for s in case.plans]
     found = []
-    for name, calls in rows:
-        share = 1 / STEPS if name.startswith(STEP) else 1.0  # of a call
+    for name, count, calls in rows:
         times = alternate(calls, flags.rounds, flags.seconds)
-        found.append({"what": name, "unit": "ms", **{side: share * ms for side, ms in times.items()}})
+        found.append({"what": name, "unit": "ms", **{side: ms / count for side, ms in times.items()}})
         print("  " + report.line(found[-1]), flush=True)
     frames = {side: 1e3 / min(row[side] for row in found[:2]) for side in sides}
     found.insert(0, {"what": "frames a second", "unit": "1/s", **frames})

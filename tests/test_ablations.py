@@ -89,7 +89,7 @@ def test_a_row_changes_these_fields_alone(name, base, changes):
 
 
 def test_the_full_rows_are_the_papers_configs():
-    for name, file in (("tg", "talking_gaussian"), ("fg", "fg3dgs")):
+    for name, file in (("tg", "talking_gaussian"), ("fg", "fg3dgs"), ("portrait", "portrait")):
         assert not differences(load(name), cli.load_config(f"{ROOT}/configs/{file}.py"))
     with pytest.raises(UserError, match="no ablation 'nothing'"):
         load("nothing")

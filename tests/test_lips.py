@@ -42,7 +42,7 @@ def plan(run):
     return loop.plan(run, next(stage for stage in run.stages if stage.name == "motion"), None)
 
 
-@pytest.mark.parametrize("name, owner", [("fg3dgs", "mouth"), ("talking_gaussian", "face")])
+@pytest.mark.parametrize("name, owner", [("fg3dgs", "mouth"), ("talking_gaussian", "face"), ("portrait", "face")])
 def test_the_region_whose_mask_holds_lips_moves_them(dataset, name, owner):
     config = cli.load_config(str(CONFIGS / f"{name}.py"))
     assert lips.find(dataset, stages.tasks(config, loop._crops(dataset))).region == owner

@@ -232,7 +232,9 @@ def test_every_stage_of_a_config_traces(name, dataset, tmp_path):
     state, frame = jax.eval_shape(lambda: loop.first_state(run)), dataset.frame(0)
     assert run.total_steps == (12_000 if name == "portrait.py" else 60_000)
     for stage in run.stages:
-        after, metrics = jax.eval_shape(make_step(loop.plan(run, stage, None)), state, frame)
+        plan = loop.plan(run, stage, None)
+        assert (plan.lips is not None) == (stage.name == "motion")  # landmarks lead the lips while they learn to move
+        after, metrics = jax.eval_shape(make_step(plan), state, frame)
         assert jax.tree.structure(after) == jax.tree.structure(state)
         assert {"loss", "psnr"} < set(metrics)
 
