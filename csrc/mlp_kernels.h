@@ -1,6 +1,8 @@
 // CPU kernel of the perceptron: one pass of points through all layers. Included once per instruction set.
 #pragma once
 
+#include <cmath>
+
 #include "mlp_cpu.h"
 #include "simd.h"
 
@@ -17,18 +19,24 @@ struct Count {
 template <int Rows, int Vectors, class Finish>
 FG_INLINE void multiply_rows(const float* matrix, int64_t row, int64_t column, int depth, const float* in, int64_t at,
                              float* out, const Finish& finish) {
-  vf sums[Rows][Vectors];
+  vf sums[Rows][Vectors];  // in registers, if all loops over them are unrolled
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) sums[r][v] = zero();
   for (int k = 0; k < depth; ++k) {
     vf x[Vectors];
     for (int v = 0; v < Vectors; ++v) x[v] = load(in + k * kMlpStride + v * kWidth);
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const vf weight = broadcast(matrix[r * row + k * column]);
+#pragma GCC unroll 16
       for (int v = 0; v < Vectors; ++v) sums[r][v] += weight * x[v];
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
       const int64_t here = at + r * kMlpStride + v * kWidth;
       store(out + here, finish(here, sums[r][v]));
@@ -99,17 +107,21 @@ inline void add_outer(const float* a, const float* b, int rows, int columns, flo
   for (; i < rows; ++i) add_rows<1, kB>(a + i * kMlpStride, b, columns, out + int64_t{i} * columns);
 }
 
-FG_INLINE vf relu(vf x) { return x < zero() ? zero() : x; }  // NaN stays
+FG_INLINE vf at_least(vf floor, vf x) { return x < floor ? floor : x; }  // NaN stays
+FG_INLINE vf relu(vf x) { return at_least(zero(), x); }
+
+FG_INLINE vf as_is(int64_t, vf sum) { return sum; }
 
 inline void run_layers(const Mlp& m, bool onto, const float* weights, int count, float* const* layer) {
   for (int i = 0; i < count; ++i) {
     const int in = m.sizes[i], out = m.sizes[i + 1];
-    const bool adds = onto && i == 0, hidden = i + 1 < m.layers;
+    const vf floor = broadcast(i + 1 < m.layers ? 0.0f : -INFINITY);  // of a ReLU, or none
     const float* held = layer[i + 1];
-    multiply(weights, 1, out, out, in, layer[i], layer[i + 1], [=](int64_t at, vf sum) {
-      if (adds) sum += load(held + at);
-      return hidden ? relu(sum) : sum;
-    });
+    const auto go = [&](const auto& finish) { multiply(weights, 1, out, out, in, layer[i], layer[i + 1], finish); };
+    if (onto && i == 0)
+      go([=](int64_t at, vf sum) { return at_least(floor, sum + load(held + at)); });
+    else
+      go([=](int64_t, vf sum) { return at_least(floor, sum); });
     weights += int64_t{in} * out;
   }
 }
@@ -119,14 +131,16 @@ inline void pull_layers(const Mlp& m, bool onto, const float* weights, float* co
   int64_t start = mlp_weights(m);
   for (int i = m.layers - 1; i >= 0; --i) {
     const int in = m.sizes[i], out = m.sizes[i + 1];
-    const bool adds = onto && i == 0, hidden = i > 0;
     const float *held = up[i], *value = layer[i];
     start -= int64_t{in} * out;
     add_outer(layer[i], up[i + 1], in, out, d_weights + start);
-    multiply(weights + start, out, 1, in, out, up[i + 1], up[i], [=](int64_t at, vf sum) {
-      if (hidden) return load(value + at) > zero() ? sum : zero();
-      return adds ? sum + load(held + at) : sum;
-    });
+    const auto go = [&](const auto& finish) { multiply(weights + start, out, 1, in, out, up[i + 1], up[i], finish); };
+    if (i > 0)  // a ReLU
+      go([=](int64_t at, vf sum) { return load(value + at) > zero() ? sum : zero(); });
+    else if (onto)
+      go([=](int64_t at, vf sum) { return sum + load(held + at); });
+    else
+      go(as_is);
   }
 }
 
@@ -162,8 +176,6 @@ FG_INLINE void apply_transposed(const float* matrix, int rows, int columns, cons
                                 const Finish& finish) {
   multiply(matrix, 1, columns, columns, rows, in, out, finish);
 }
-
-FG_INLINE vf as_is(int64_t, vf sum) { return sum; }
 
 // Scores become weights: softmax over the tokens of one head, whose rows are `step` floats apart.
 FG_INLINE void share_out(int tokens, int64_t step, float* rows) {
