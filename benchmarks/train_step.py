@@ -5,10 +5,10 @@ A time is that of a call as the trainer makes it, eight steps at once, divided b
     python benchmarks/train_step.py [--quick] [--judges] [--run RUN] [--out benchmarks/results/train_step.json]
 
 The data is a procedural clip; all slots of the pools are alive, the regions' shares are the config's (face : mouth :
-eyes = 8 : 4 : 2). Seeds are larger than what training makes of them, and cost more: with --run a trained head is timed
-too, on its own clip, the stages of its own config. The native picture loss and rasterizer must agree with their
-pure-JAX twins before anything is timed. --judges times fusion with LPIPS (AlexNet) and alignment, whose step renders
-five frames, with random weights of the published sizes.
+eyes = 8 : 4 : 2). Seeds are larger than what training makes of them, and cost more: so rasterizer.py's ellipsoid of
+30,000 Gaussians is timed too, and with --run a trained head on its own clip, the stages of its own config. The native
+picture loss and rasterizer must agree with their pure-JAX twins before anything is timed. --judges times fusion with
+LPIPS (AlexNet) and alignment, whose step renders five frames, with random weights of the published sizes.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from fg3dgs_jax import cli
 from fg3dgs_jax.data import synthetic, weights
 from fg3dgs_jax.data.dataset import Dataset, open_dataset, snippet_starts
 from fg3dgs_jax.losses import image, lpips, sync
+from fg3dgs_jax.model.gaussians import SH_C0
 from fg3dgs_jax.rasterizer import rasterize
 from fg3dgs_jax.train import find_dataset
 from fg3dgs_jax.training import checkpoint, loop
@@ -40,6 +41,7 @@ from fg3dgs_jax.training.step import make_steps
 CONFIG = Path(__file__).parents[1] / "configs" / "fg3dgs.py"
 SHARES = {"face": 8 / 14, "mouth": 4 / 14, "eyes": 2 / 14}
 WARM_STEPS = 40
+ELLIPSOID = 30_000  # Gaussians of rasterizer.py's scene
 
 
 def assert_parity() -> None:
@@ -119,6 +121,25 @@ def fill(state):
     return state.replace(params=params, pools=pools)
 
 
+def ellipsoid(state, size: int):
+    """The state with rasterizer.py's scene in each pool: every slot alive, Gaussians no larger than training makes."""
+    params, pools = dict(state.params), dict(state.pools)
+    for seed, (name, pool) in enumerate(state.pools.items()):
+        gaussians = params[name]["gaussians"]
+        scene = rasterizer_benchmark.head_scene(len(pool.alive), size, seed)
+        means, quats, scales, opacities, colors = map(jnp.asarray, scene[:5])
+        worn = gaussians.replace(
+            means=means,
+            quats=quats,
+            log_scales=jnp.log(scales),
+            logit_opacities=jnp.log(opacities / (1 - opacities)),
+            sh=jnp.zeros_like(gaussians.sh).at[:, 0].set((colors - 0.5) / SH_C0),
+        )
+        params[name] = {**params[name], "gaussians": worn}
+        pools[name] = pool.replace(alive=jnp.ones_like(pool.alive))
+    return state.replace(params=params, pools=pools)
+
+
 def time_stage(run: loop.Run, begin, stage, rounds: int) -> dict:
     """Median and spread of a step in milliseconds, and the seconds its first call took, from the state `begin`."""
     state = jax.tree.map(jnp.array, begin)  # a copy: steps change their state in place
@@ -189,7 +210,9 @@ def main() -> None:
             synthetic.make(path, 25, size)
             judges = random_judges(Path(folder)) if flags.judges else {}
             run = prepare(open_dataset(path), gaussians, Path(folder) / "run", judges)
-            rows += time_stages("procedural", run, fill(loop.first_state(run)), flags)
+            rows += time_stages("seeds", run, fill(loop.first_state(run)), flags)
+            if gaussians == ELLIPSOID:
+                rows += time_stages("ellipsoid", run, ellipsoid(loop.first_state(run), size), flags)
             shutil.rmtree(path)
         if flags.run:
             rows += time_stages("trained", *resume(flags.run, Path(folder) / "run"), flags)
