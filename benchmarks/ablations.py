@@ -44,7 +44,7 @@ from fg3dgs_jax.training import checkpoint
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "ablations.py"
 ROWS: dict[str, tuple[str, Callable, str]] = runpy.run_path(str(CONFIGS))["ROWS"]
-FULL = {"talking_gaussian": "tg", "fg3dgs": "fg", "portrait": "fg"}
+FULL = {"talking_gaussian": "tg", "fg3dgs": "fg"}
 # name, for people, decimals; what is there once per frame is also compared in pairs
 COLUMNS = (
     ("psnr", "PSNR", 2), ("psnr_head", "head", 2), ("psnr_mouth", "mouth", 2), ("psnr_eyes", "eyes", 2),
@@ -283,9 +283,8 @@ def comparisons(found: Mapping, rows: Mapping, others: Mapping) -> dict[str, dic
         reference = reference_of(name, rows)
         if reference in found and reference != name:
             pairs[f"{name} against {reference}"] = compare(found[name], found[reference])
-    for name in ("fg", "portrait"):
-        if name in found and "tg" in found:
-            pairs[f"{name} against tg"] = compare(found[name], found["tg"])
+    if "fg" in found and "tg" in found:
+        pairs["fg against tg"] = compare(found["fg"], found["tg"])
     for name in found:
         plain = name.removesuffix(" +poses")
         if plain != name:

@@ -74,7 +74,7 @@ def _alpha_rgb(config) -> None:
 def _no_fad(config) -> None:
     """FG without frequency-aware disentanglement: two regions, the eyes belong to the face."""
     config.layers = ("face", "mouth")
-    config.regions.face.exclude = ("lips", "inner_mouth")
+    config.regions.face.exclude = ("inner_mouth",)
 
 
 def _no_fam(config) -> None:
@@ -86,6 +86,13 @@ def _no_hrpa(config) -> None:
     """FG without Eq. 16: fusion runs for alignment's steps too. Without sync weights the full config is the same."""
     config.schedule = tuple(name for name in config.schedule if name != "alignment")
     config.stages.fusion.steps += config.stages.alignment.steps
+
+
+def _lips_in_mouth(config) -> None:
+    """FG's other reading: the mouth is lips and what is between them, moved by one network (HRPA moves that alone)."""
+    config.regions.face.exclude = ("lips", "inner_mouth", "eyes")
+    config.regions.mouth.include = ("lips", "inner_mouth")
+    config.stages.alignment.only = dict.fromkeys(config.stages.alignment.only, ("mouth",))
 
 
 def _high_all(config) -> None:
@@ -122,9 +129,9 @@ ROWS = {
     "fg_no_fam": ("fg3dgs", _no_fam, "without FAM (perceptrons)"),
     "fg_no_hrpa": ("fg3dgs", _no_hrpa, "without HRPA (no L_lip)"),
     "fg_high_all": ("fg3dgs", _high_all, "eyes and mouth: means, scales, rotations"),
+    "fg_lips_in_mouth": ("fg3dgs", _lips_in_mouth, "lips in the mouth's region"),
     "fg_relocation": ("fg3dgs", _relocation, "densification by relocation"),
     "fg_no_landmarks": ("fg3dgs", _no_landmarks, "lips not led by landmarks"),
-    "portrait": ("portrait", _full, "TG's lips, FG's eyes: configs/portrait.py"),
 }
 
 

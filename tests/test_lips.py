@@ -42,15 +42,18 @@ def plan(run):
     return loop.plan(run, next(stage for stage in run.stages if stage.name == "motion"), None)
 
 
-@pytest.mark.parametrize("name, owner", [("fg3dgs", "mouth"), ("talking_gaussian", "face"), ("portrait", "face")])
+@pytest.mark.parametrize(
+    "name, owner",
+    [("fg3dgs.py", "face"), ("talking_gaussian.py", "face"), ("ablations.py:fg_lips_in_mouth", "mouth")],
+)
 def test_the_region_whose_mask_holds_lips_moves_them(dataset, name, owner):
-    config = cli.load_config(str(CONFIGS / f"{name}.py"))
+    config = cli.load_config(str(CONFIGS / name))
     assert lips.find(dataset, stages.tasks(config, loop._crops(dataset))).region == owner
 
 
 def test_a_head_without_lips_is_refused(dataset):
     config = cli.load_config(str(CONFIGS / "fg3dgs.py"))
-    config.layers = ("face", "eyes")
+    config.layers = ("mouth", "eyes")
     with pytest.raises(UserError, match="no region's mask holds any"):
         lips.find(dataset, stages.tasks(config, loop._crops(dataset)))
 
