@@ -13,7 +13,7 @@ def get_config():
     config = cli.load_config(str(Path(__file__).with_name("fg3dgs.py")))
     config.synthetic.update(frames=250, size=160)
     config.schedule_scale = 0.07
-    config.stages.motion.rates.networks = (5e-3, 5e-4)  # a short schedule must move faster
+    config.stages.motion.rates.networks = (3e-3, 3e-4)  # a short schedule must move faster
     config.regions.face.update(points=3_000, capacity=6_144)
     config.regions.mouth.update(points=1_000, capacity=2_048)
     config.regions.eyes.update(points=1_000, capacity=2_048)

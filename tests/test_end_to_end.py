@@ -25,26 +25,25 @@ class Silent:
         pass
 
 
-pytestmark = pytest.mark.slow  # two to three minutes on two quiet cores
+pytestmark = pytest.mark.slow  # three minutes on two quiet cores
+SEEDS = (0, 1, 2)  # of ten seconds of speech seeds learn more or less
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run of 3,200 steps at 96 x 96 pixels, and the head as it was before the first of them."""
-    folder = tmp_path_factory.mktemp("end_to_end")
-    synthetic.make(folder / "data", 250, 96, seed=0)  # the demo's: held-out faces resemble training ones
-    dataset = open_dataset(folder / "data")
+def train(dataset, folder, seed):
+    """A head of 6,200 steps at 96 x 96 pixels, and as it was before the first of them."""
     config = cli.load_config(str(TINY))
-    config.update(schedule_scale=1.0, preview_every=10_000, save_every=10_000, log_every=100)
-    for name, steps in {"static": 100, "motion": 3_000, "fusion": 100, "alignment": 0}.items():
+    config.update(schedule_scale=1.0, preview_every=10_000, save_every=10_000, log_every=100, seed=seed)
+    for name, steps in {"static": 100, "motion": 6_000, "fusion": 100, "alignment": 0}.items():
         config.stages[name].steps = steps
         config.stages[name].densify.update(start=20, stop=300, every=40, shortest=1)
-    config.stages.motion.rates.networks = (5e-3, 5e-4)  # a short schedule must move faster
-    run = loop.prepare(config, dataset, folder / "run")
+    config.stages.motion.rates.networks = (3e-3, 3e-4)  # a short schedule must move faster
+    for region in config.regions.values():
+        region.grid.log2_table = 14  # no two cells share an entry: lips and brows would move together
+    run = loop.prepare(config, dataset, folder)
     first = loop.first_state(run)
     untrained = Head(run.spec, first.params, {name: pool.alive for name, pool in first.pools.items()}, dataset)
     loop.train(run, Interrupt(), Silent())
-    return Head.load(folder / "run"), untrained
+    return Head.load(folder), untrained
 
 
 def scores(dataset, render):
@@ -53,10 +52,14 @@ def scores(dataset, render):
     return np.array([found["psnr_mouth"].mean(), found["psnr_eyes"].mean()])
 
 
-def test_trained_head_beats_untrained_and_static_heads(trained):
-    head, untrained = trained
-    right, still, raw = (scores(head.dataset, r) for r in (head.render, head.frozen(), untrained.render))
-    print("mouth, eyes: trained", right, "static", still, "untrained", raw)
-    # Measured: mouth +2.0 and eyes +0.9 dB over static, +6.4 and +6.5 over untrained. Another seed's eyes: +0.1 to 0.9.
+def test_trained_heads_beat_untrained_and_static_heads(tmp_path):
+    synthetic.make(tmp_path / "data", 250, 96, seed=0)  # the demo's: held-out faces resemble training ones
+    dataset, found = open_dataset(tmp_path / "data"), []
+    for seed in SEEDS:
+        head, untrained = train(dataset, tmp_path / f"run{seed}", seed)
+        found.append([scores(head.dataset, render) for render in (head.render, head.frozen(), untrained.render)])
+        print("mouth, eyes: trained, static, untrained", *found[-1])
+    right, still, raw = np.mean(found, axis=0)
+    # Measured over static, mouth and eyes: +1.66 +0.65, +1.82 +0.44, +1.92 +1.41 dB; the means are 3.6 and 1.7 bars.
     assert (right > still + 0.5).all()
     assert (right > raw + 2.0).all()
