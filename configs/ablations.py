@@ -3,7 +3,7 @@
     python -m fg3dgs_jax.train --config=configs/ablations.py:fg_no_fad --config.data=DIR --workdir=RUN
     python benchmarks/ablations.py --data DIR --runs RUNS --budget-minutes 10     trains the set and prints the tables
 The names are those of ROWS below. Where a paper leaves a row open, what we read it as is said there. What the rows
-reached here, and against the full models: benchmarks/results/rows_256.md.
+reached here, and against the full models: benchmarks/results/rows_256_led.md.
 """
 
 from pathlib import Path
