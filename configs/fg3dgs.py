@@ -31,8 +31,8 @@ def get_config():
     config.regions.eyes = defaults.region(
         include=("eyes",), box="eyes", motion="cross_expression", points=1_500, capacity=2_048
     )
-    # Departure: the papers' grids end at 256 (face) and 384 cells (mouth). At 256x256 ending at 128 costs no quality; at
-    # 512x512 a face's of 256 had LMD 1.64 px in place of 1.79 (one seed).
+    # Departure: the papers' grids end at 256 (face) and 384 cells (mouth). At 256x256 ending at 128 costs no quality;
+    # at 512x512 a face's of 256 had LMD 1.64 px in place of 1.79 (one seed).
     config.regions.face.grid.update(min_resolution=16, max_resolution=128)
     for name in ("mouth", "eyes"):
         config.regions[name].grid.update(min_resolution=64, max_resolution=128)
