@@ -226,9 +226,18 @@ def make_frame(size: int):
     )
 
 
+def make_region(count: int, size: int, sh_degree: int, seed: int):
+    """rasterizer.py's scene as the Gaussians of a region and their pool, every slot alive."""
+    from fg3dgs_jax.model import gaussians as pool_lib
+
+    means, quats, scales, opacities, colors, *_ = rasterizer_benchmark.head_scene(count, size, seed)
+    gaussians, pool = pool_lib.from_points(np.asarray(means), np.asarray(colors), count, sh_degree)
+    logits = jnp.log(opacities / (1 - opacities))
+    return gaussians.replace(quats=quats, log_scales=jnp.log(scales), logit_opacities=logits), pool
+
+
 def make_head(n: int, size: int):
     """The motion stage's plan, a state with every slot alive and Gaussians as large as a head's, and a frame."""
-    from fg3dgs_jax.model import gaussians as pool_lib
     from fg3dgs_jax.model import render
     from fg3dgs_jax.training import optim, stages
     from fg3dgs_jax.training.state import TrainState
@@ -240,13 +249,7 @@ def make_head(n: int, size: int):
     params, pools = {}, {}
     for i, region in enumerate(spec.regions):
         count = config.regions[region.name].capacity
-        means, quats, scales, opacities, colors, *_ = rasterizer_benchmark.head_scene(count, size, i)
-        gaussians, pools[region.name] = pool_lib.from_points(
-            np.asarray(means), np.asarray(colors), count, spec.sh_degree
-        )
-        gaussians = gaussians.replace(
-            quats=quats, log_scales=jnp.log(scales), logit_opacities=jnp.log(opacities / (1 - opacities))
-        )
+        gaussians, pools[region.name] = make_region(count, size, spec.sh_degree, seed=i)
         params[region.name] = {"gaussians": gaussians, "motion": motions[region.name]}
     stage = next(stage for stage in stages.stages(config) if stage.moving)
     groups = {name: optim.Group(**fields.to_dict()) for name, fields in config.groups.items()}

@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import gpu_measure
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +32,6 @@ from fg3dgs_jax import cli
 from fg3dgs_jax.data import synthetic, weights
 from fg3dgs_jax.data.dataset import Dataset, open_dataset, snippet_starts
 from fg3dgs_jax.losses import image, lpips, sync
-from fg3dgs_jax.model.gaussians import SH_C0
 from fg3dgs_jax.rasterizer import rasterize
 from fg3dgs_jax.train import find_dataset
 from fg3dgs_jax.training import checkpoint, loop
@@ -121,22 +121,13 @@ def fill(state):
     return state.replace(params=params, pools=pools)
 
 
-def ellipsoid(state, size: int):
-    """The state with rasterizer.py's scene in each pool: every slot alive, Gaussians no larger than training makes."""
+def ellipsoid(run: loop.Run):
+    """The run's first state with rasterizer.py's scene in its full pools: Gaussians no larger than training makes."""
+    state = loop.first_state(run)
     params, pools = dict(state.params), dict(state.pools)
     for seed, (name, pool) in enumerate(state.pools.items()):
-        gaussians = params[name]["gaussians"]
-        scene = rasterizer_benchmark.head_scene(len(pool.alive), size, seed)
-        means, quats, scales, opacities, colors = map(jnp.asarray, scene[:5])
-        worn = gaussians.replace(
-            means=means,
-            quats=quats,
-            log_scales=jnp.log(scales),
-            logit_opacities=jnp.log(opacities / (1 - opacities)),
-            sh=jnp.zeros_like(gaussians.sh).at[:, 0].set((colors - 0.5) / SH_C0),
-        )
-        params[name] = {**params[name], "gaussians": worn}
-        pools[name] = pool.replace(alive=jnp.ones_like(pool.alive))
+        made = gpu_measure.make_region(len(pool.alive), run.dataset.width, run.spec.sh_degree, seed)
+        params[name], pools[name] = {**params[name], "gaussians": made[0]}, made[1]
     return state.replace(params=params, pools=pools)
 
 
@@ -212,7 +203,7 @@ def main() -> None:
             run = prepare(open_dataset(path), gaussians, Path(folder) / "run", judges)
             rows += time_stages("seeds", run, fill(loop.first_state(run)), flags)
             if gaussians == ELLIPSOID:
-                rows += time_stages("ellipsoid", run, ellipsoid(loop.first_state(run), size), flags)
+                rows += time_stages("ellipsoid", run, ellipsoid(run), flags)
             shutil.rmtree(path)
         if flags.run:
             rows += time_stages("trained", *resume(flags.run, Path(folder) / "run"), flags)

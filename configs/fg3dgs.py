@@ -31,14 +31,14 @@ def get_config():
     config.regions.eyes = defaults.region(
         include=("eyes",), box="eyes", motion="cross_expression", points=1_500, capacity=2_048
     )
-    # Departure: the papers' grids end at 256 (face) and 384 cells (mouth). At 256x256 ending at 128 costs no quality;
-    # at 512x512 a face's of 256 had LMD 1.64 px in place of 1.79 (one seed).
+    # Departure: the papers' grids end at 256 (face) and 384 cells (mouth). Chosen at 256x256, when lips were in the
+    # mouth's region; at 512x512 a face's of 256 has LMD 1.64 px in place of 1.79 (one seed, heldout.json).
     config.regions.face.grid.update(min_resolution=16, max_resolution=128)
     for name in ("mouth", "eyes"):
         config.regions[name].grid.update(min_resolution=64, max_resolution=128)
 
-    # Position: 1.6e-4 -> 1.6e-6 over 45k steps. Motion networks: TG's rates, above FG's 1e-4 / 1e-5, with which short
-    # schedules hardly move the lips; with twice TG's the lips' LMD was 0.96 px over three seeds.
+    # Position: 1.6e-4 -> 1.6e-6 over 45k steps. Motion networks: TG's rates, five times FG's 1e-4 / 1e-5, since this
+    # schedule is mostly shortened; with twice TG's LMD was 0.96 px in place of 0.90 (three seeds, lips_256.json).
     motion = {"grids": (5e-3, 5e-4), "audio": (5e-4, 5e-5), "networks": (5e-4, 5e-5)}
     config.schedule = ("static", "motion", "fusion", "alignment")
     config.stages.static = defaults.stage(

@@ -49,6 +49,8 @@ def plan(run):
 def test_the_region_whose_mask_holds_lips_moves_them(dataset, name, owner):
     config = cli.load_config(str(CONFIGS / name))
     assert lips.find(dataset, stages.tasks(config, loop._crops(dataset))).region == owner
+    for groups in (stage.only for stage in config.stages.values() if "sync" in stage.weights):
+        assert groups and all(owner in regions for regions in groups.values())  # what the expert judges can move
 
 
 def test_a_head_without_lips_is_refused(dataset):
