@@ -210,7 +210,7 @@ def test_opacity_and_colour_reach_the_picture():
     points = np.random.default_rng(0).uniform(-0.1, 0.1, (8, 3)).astype(np.float32)
     gaussians, pool = pool_lib.from_points(points, np.full((8, 3), 0.5, np.float32), 10, 1)
     change = Deltas(jnp.zeros((10, 3)), opacities=jnp.full(10, 2.0), colors=jnp.ones((10, 3)))
-    _, _, _, opacities, sh = pool_lib.activate(gaussians, jnp.asarray(pool.alive), change, 1)
+    _, _, _, opacities, sh = pool_lib.activate(gaussians, jnp.asarray(pool.alive), change)
     usual = float(jax.nn.sigmoid(np.log(1 / 9) + 2.0))  # they start at 0.1
     np.testing.assert_allclose(opacities, [usual] * 8 + [0.0] * 2, rtol=1e-5)  # dead slots stay dead; float32
     np.testing.assert_allclose(sh[:, 0] - gaussians.sh[:, 0], 1.0, atol=1e-6)

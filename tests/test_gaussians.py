@@ -65,7 +65,7 @@ def test_init_is_grey_uniform_and_as_large_as_its_spacing():
     assert int(pool.alive.sum()) == 40 and gaussians.sh.shape == (64, 9, 3)
     assert np.abs(points).max() <= 0.1 and np.all(points.std(0) > 0.03)
     distances = np.sort(np.linalg.norm(points[:, None] - points[None], axis=-1), axis=1)[:, 1:4].mean(1)
-    means, quats, scales, opacities, sh = pools.activate(gaussians, pool.alive, None, 2)
+    means, quats, scales, opacities, sh = pools.activate(gaussians, pool.alive, None)
     np.testing.assert_allclose(scales[:40], np.repeat(distances[:, None], 3, 1), rtol=1e-5)  # float32 log and exp
     np.testing.assert_allclose(opacities, np.where(np.arange(64) < 40, 0.1, 0.0), rtol=1e-6)
     assert not np.any(sh)  # grey: the rasterizer adds 0.5
@@ -85,21 +85,19 @@ def test_from_points_keeps_colours_and_refuses_what_does_not_fit():
         pools.from_points(np.zeros((2, 3)), colors, 1, 0)
 
 
-def test_activate_adds_deltas_to_raw_values_and_masks_degrees():
+def test_activate_adds_deltas_to_raw_values():
     alive = np.arange(N) % 3 > 0
     gaussians, _, pool = tagged(alive)
     rng = np.random.default_rng(1)
     deltas = Deltas(*(jnp.asarray(rng.normal(size=(N, k)), jnp.float32) for k in (3, 4, 3)))
     activate = jax.jit(pools.activate)
-    means, quats, scales, opacities, sh = activate(gaussians, pool.alive, deltas, jnp.asarray(0))
+    means, quats, scales, opacities, sh = activate(gaussians, pool.alive, deltas)
     np.testing.assert_allclose(means, gaussians.means + deltas.means, rtol=1e-6)
     np.testing.assert_allclose(quats, gaussians.quats + deltas.quats, rtol=1e-6)
     np.testing.assert_allclose(scales, np.exp(gaussians.log_scales + deltas.log_scales), rtol=1e-5)
     np.testing.assert_allclose(opacities, np.where(alive, 0.5, 0.0), rtol=1e-6)
-    np.testing.assert_array_equal(sh[:, 0], gaussians.sh[:, 0])
-    assert not np.any(sh[:, 1:])
-    np.testing.assert_array_equal(activate(gaussians, pool.alive, deltas, jnp.asarray(1))[4], gaussians.sh)
-    only_means = activate(gaussians, pool.alive, Deltas(deltas.means), jnp.asarray(1))
+    np.testing.assert_array_equal(sh, gaussians.sh)
+    only_means = activate(gaussians, pool.alive, Deltas(deltas.means))
     np.testing.assert_array_equal(only_means[1], gaussians.quats)
 
 
@@ -110,7 +108,7 @@ def test_dead_slots_get_finite_gradients_whatever_they_hold():
     hostile = hostile.replace(log_scales=gaussians.log_scales)
 
     def loss(g):
-        _, _, scales, opacities, sh = pools.activate(g, pool.alive, None, 0)
+        _, _, scales, opacities, sh = pools.activate(g, pool.alive, None)
         return jnp.sum(opacities * (scales.sum(-1) + sh[:, 0].sum(-1)))
 
     for leaf in jax.tree.leaves(jax.grad(loss)(hostile)):

@@ -27,11 +27,11 @@ def params():
     return {"face": {"gaussians": gaussians, "motion": {"layer0": {"kernel": jnp.ones((2, 2))}}}}
 
 
-def step(ends, progress=0.0, state=None):
+def step(ends, progress=0.0, state=None, **also):
     values = params()
     grads = jax.tree.map(jnp.ones_like, values)
     rates = optim.Rates(GROUPS, ends, extent=0.5, sh_rest=0.05)
-    return optim.apply(values, grads, state or optim.init(values), progress, rates)
+    return optim.apply(values, grads, state or optim.init(values), progress, rates, **also)
 
 
 def test_a_group_without_a_rate_is_frozen():
@@ -53,6 +53,18 @@ def test_higher_harmonics_learn_slower():
     moved = step({"sh": (1e-2, 1e-2)})[0]["face"]["gaussians"].sh
     np.testing.assert_allclose(1 - np.asarray(moved[:, 0]), 1e-2, rtol=1e-5)
     np.testing.assert_allclose(1 - np.asarray(moved[:, 1:]), 5e-4, rtol=1e-4)  # 0.05 of it; 1 - x in float32
+
+
+def test_harmonics_above_the_degree_in_use_wait():
+    new, opt = step({"sh": (1e-2, 1e-2)}, sh_degree=jnp.asarray(0))
+    moved = np.asarray(new["face"]["gaussians"].sh)
+    assert np.all(moved[:, 0] < 1)
+    np.testing.assert_array_equal(moved[:, 1:], 1.0)
+    again, _ = optim.apply(
+        new, jax.tree.map(jnp.ones_like, new), opt, 0.0, optim.Rates(GROUPS, {"sh": (1e-2, 1e-2)}, 0.5, 0.05),
+        sh_degree=jnp.asarray(1),
+    )  # fmt: skip
+    assert np.all(np.asarray(again["face"]["gaussians"].sh) < moved)
 
 
 def test_motion_follows_adamw():

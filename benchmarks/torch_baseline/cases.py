@@ -99,7 +99,7 @@ def posed(spec: render.HeadSpec, state: TrainState, frame: Frame) -> list[list[n
         deltas, _ = jax.jit(lambda *given, g=graphs[region.name]: render.move(g, *given))(
             motion, gaussians.means, frame.condition
         )
-        arrays = pool_lib.activate(gaussians, alive, deltas, spec.sh_degree)
+        arrays = pool_lib.activate(gaussians, alive, deltas)
         scenes.append([np.asarray(array)[alive] for array in arrays])
     return scenes
 

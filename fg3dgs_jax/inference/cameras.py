@@ -112,9 +112,7 @@ def _fit(spec, graphs, extent: float, steps: int, rate: float, params, alive, fr
     def error(twist):
         camera = types.Camera(*place(twist), width, height)
         layers = [
-            rendering.render_region(
-                params[r.name]["gaussians"], alive[r.name], deltas[r.name], camera, active_degree=spec.sh_degree
-            )
+            rendering.render_region(params[r.name]["gaussians"], alive[r.name], deltas[r.name], camera)
             for r in spec.regions
         ]
         missed = jnp.abs(rendering.composite(layers, backdrop) - target).mean(-1)

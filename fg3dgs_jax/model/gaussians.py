@@ -22,7 +22,6 @@ from fg3dgs_jax.model.hashgrid import draw_uniform
 from fg3dgs_jax.types import Array, Deltas, Gaussians
 
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
-_COEFFICIENT_DEGREE = np.repeat(np.arange(4), 2 * np.arange(4) + 1)  # degree of each of the 16 coefficients
 _INIT_OPACITY = 0.1  # 3DGS
 _SPLIT_SHRINK = 1.6  # 3DGS: a split Gaussian's two children are smaller by this
 _MIN_INIT_SCALE = 1e-5  # world units: coincident points still get a volume
@@ -70,13 +69,13 @@ def from_points(points: np.ndarray, colors: np.ndarray, capacity: int, sh_degree
 
 
 def activate(
-    gaussians: Gaussians, alive: jax.Array, deltas: Deltas | None, active_sh_degree: jax.Array | int
+    gaussians: Gaussians, alive: jax.Array, deltas: Deltas | None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """Move the raw parameters by one frame's deltas (TG Eq. 4) and bring them to what `rasterize` takes.
 
-    alive bool [N]; deltas None for the static head; active_sh_degree an int or i32 scalar (may be traced).
+    alive bool [N]; deltas None for the static head.
     Returns means [N, 3], quats [N, 4] (not normalised), scales [N, 3] > 0, opacities [N] in [0, 1), 0 for dead slots,
-    SH coefficients [N, K, 3], zero above the active degree.
+    SH coefficients [N, K, 3].
     """
     means, quats, log_scales = gaussians.means, gaussians.quats, gaussians.log_scales
     logits, sh = gaussians.logit_opacities, gaussians.sh
@@ -87,8 +86,7 @@ def activate(
         logits = logits if deltas.opacities is None else logits + deltas.opacities
         sh = sh if deltas.colors is None else sh.at[:, 0].add(deltas.colors)
     opacities = jnp.where(alive, jax.nn.sigmoid(logits), 0.0)
-    in_use = _COEFFICIENT_DEGREE[: sh.shape[1]] <= active_sh_degree
-    return means, quats, jnp.exp(log_scales), opacities, jnp.where(in_use[None, :, None], sh, 0.0)
+    return means, quats, jnp.exp(log_scales), opacities, sh
 
 
 def accumulate(pool: Pool, means2d_grad: jax.Array, radii: jax.Array, width: int, height: int) -> Pool:
@@ -97,7 +95,8 @@ def accumulate(pool: Pool, means2d_grad: jax.Array, radii: jax.Array, width: int
     The norm is taken in NDC units, where the image is 2 wide and high, so thresholds do not depend on its size (3DGS).
     """
     seen = radii > 0
-    norm = jnp.linalg.norm(means2d_grad * jnp.asarray([0.5 * width, 0.5 * height], jnp.float32), axis=-1)
+    # Not jnp.linalg.norm: XLA's sum over two numbers takes ten times as long on a CPU as adding them.
+    norm = jnp.sqrt((0.5 * width * means2d_grad[:, 0]) ** 2 + (0.5 * height * means2d_grad[:, 1]) ** 2)
     return pool.replace(
         grad_sum=pool.grad_sum + jnp.where(seen, norm, 0.0),
         grad_count=pool.grad_count + seen,

@@ -107,12 +107,11 @@ def render_region(
     deltas: Deltas | None,
     camera: Camera,
     *,
-    active_degree: jax.Array | int,
     means2d: jax.Array | None = None,
     options: RasterOptions = USUAL,
 ) -> Rendered:
     """One region's layer. `deltas` None renders the static head; `means2d` as in `rasterize`."""
-    return _rasterize(pool_lib.activate(gaussians, alive, deltas, active_degree), camera, means2d, options)
+    return _rasterize(pool_lib.activate(gaussians, alive, deltas), camera, means2d, options)
 
 
 def _rasterize(
@@ -185,7 +184,7 @@ def draw(
     A backdrop of four channels has straight alpha, and so has the frame.
     """
     regions = [
-        pool_lib.activate(params[region.name]["gaussians"], alive[region.name], deltas[region.name], spec.sh_degree)
+        pool_lib.activate(params[region.name]["gaussians"], alive[region.name], deltas[region.name])
         for region in spec.regions
     ]
     return paint(regions, camera, backdrop, options=options)

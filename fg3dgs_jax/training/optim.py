@@ -39,6 +39,9 @@ class Adam(NamedTuple):
         return optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=self.epsilon)
 
 
+MOST_DEGREE = 3
+SH_DEGREES = np.repeat(np.arange(MOST_DEGREE + 1), 2 * np.arange(MOST_DEGREE + 1) + 1)  # of each of the coefficients
+
 ADAMS = {
     "gaussians": Adam(0.9, 0.999, 1e-15),  # 3DGS
     # TG: AdamW (0.9, 0.99). Gradients of a grid that starts at 1e-4 are far below the usual eps of 1e-8: with that one
@@ -91,14 +94,17 @@ class Rates:
     sh_rest: float  # factor for SH coefficients above degree 0
     only: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # group -> where it is not frozen
 
-    def of(self, path: str, value: jax.Array, progress: jax.Array) -> jax.Array | None:
-        """Learning rate of one leaf (broadcastable to it), or None where it is frozen."""
+    def of(
+        self, path: str, value: jax.Array, progress: jax.Array, sh_degree: jax.Array | int = MOST_DEGREE
+    ) -> jax.Array | None:
+        """Learning rate of one leaf (broadcastable to it), or None where it is frozen; see `apply`."""
         name = group_of(path, self.groups)
         if name not in self.ends or path.split("/")[0] not in self.only.get(name, (path.split("/")[0],)):
             return None
         lr = rate(self.ends[name], progress) * (self.extent if self.groups[name].per_extent else 1.0)
         if path.endswith("gaussians/sh"):
-            lr = lr * jnp.where(jnp.arange(value.shape[1]) == 0, 1.0, self.sh_rest)[None, :, None]
+            degrees = SH_DEGREES[: value.shape[1]]
+            lr = lr * jnp.where(degrees <= sh_degree, np.where(degrees > 0, self.sh_rest, 1.0), 0.0)[None, :, None]
         return lr
 
 
@@ -124,11 +130,18 @@ class Leaf(NamedTuple):
 
 
 def apply(
-    params: Mapping, grads: Mapping, opt: Mapping, progress: jax.Array, rates: Rates, good: jax.Array | bool = True
+    params: Mapping,
+    grads: Mapping,
+    opt: Mapping,
+    progress: jax.Array,
+    rates: Rates,
+    good: jax.Array | bool = True,
+    sh_degree: jax.Array | int = MOST_DEGREE,
 ) -> tuple[dict, dict]:
     """One optimizer step at `progress` in [0, 1] of the stage. Frozen leaves keep their values and moments.
 
-    good bool []: where it is false nothing changes.
+    good bool []: where it is false nothing changes. SH coefficients above `sh_degree`, i32 [], wait at the zero they
+    start from.
     """
     good = jnp.asarray(good)
     new_params = {region: {} for region in params}
@@ -140,7 +153,7 @@ def apply(
         slopes, learning = jax.tree.leaves(split(grads)[kind]), {}
         for i, (path, value) in enumerate(flat):
             name = f"{_name(path[:1])}/{kind}/{_name(path[1:])}"
-            lr = rates.of(name, value, progress)
+            lr = rates.of(name, value, progress, sh_degree)
             if lr is not None:
                 decay = rates.groups[group_of(name, rates.groups)].decay
                 learning[i] = Leaf(lr, slopes[i], value, moments[0][i], moments[1][i], decay)

@@ -71,11 +71,6 @@ class Seen(NamedTuple):
     pairs: jax.Array  # i32 [], the most that a region asked for
 
 
-def active_degree(step: jax.Array, plan: Plan) -> jax.Array:
-    """The SH degree in use: one more every `sh_every` steps of the run."""
-    return jnp.minimum(step // plan.stage.sh_every, plan.spec.sh_degree)
-
-
 def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainState, frame: Frame) -> list[Layer]:
     """All regions, front to back: whole where the stage judges the finished frame, else in their windows."""
     whole = Window(0, 0, *frame.labels.shape)
@@ -89,7 +84,6 @@ def render_layers(plan: Plan, params: Mapping, offsets: Mapping, state: TrainSta
             state.pools[region.name].alive,
             deltas,
             (whole if plan.judges_frames else window_of(plan.tasks[region.name], frame, plan.whole)).camera(frame),
-            active_degree=active_degree(state.step, plan),
             means2d=offsets[region.name],
             options=plan.options,
         )
@@ -245,7 +239,8 @@ def _step_of(plan: Plan):
 
         progress = (state.step - plan.stage.start) / max(plan.stage.steps - 1, 1)
         well = (trouble == 0) & (state.trouble == 0)
-        params, opt = optim.apply(state.params, grads, state.opt, progress, plan.rates, well)
+        degree = state.step // plan.stage.sh_every
+        params, opt = optim.apply(state.params, grads, state.opt, progress, plan.rates, well, degree)
         params = shake(plan, state, params, progress, well)
         height, width = (frame.frames if plan.stage.frames > 1 else frame).labels.shape[-2:]
         pools = {
