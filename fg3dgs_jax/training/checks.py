@@ -26,7 +26,7 @@ RANGES = {
 REGION_RANGES = {
     "points": (16, 2**24), "capacity": (16, 2**24), "grid.levels": (1, 32), "grid.features": (1, 16),
     "grid.log2_table": (1, 24), "grid.min_resolution": (2, 2**14), "grid.max_resolution": (2, 2**14),
-    "grid.bound": (1e-3, 1e3),
+    "grid.bound": (1e-3, 1e3), "overlap": (0, 0.1),
 }  # fmt: skip
 STAGE_RANGES = {
     "steps": (0, 2**31 - 1), "frames": (1, 100), "densify.every": (0, math.inf), "densify.growth": (0, 1e3),

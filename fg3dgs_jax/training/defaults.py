@@ -19,6 +19,9 @@ def region(**fields) -> ConfigDict:
             "include": (),  # labels that belong to the region: head, hair, lips, inner_mouth, eyes, torso
             "exclude": (),  # labels that do not, even where one of the others is set
             "box": "",  # "lips" or "eyes": only pixels inside the mask or outside these boxes are judged
+            # How far the region goes on beneath those in front of it, of the frame's height: 0.0, and where both end a
+            # seam shows in poses that the clip hardly has.
+            "overlap": 0.0,
             "motion": "face",  # motion network: face, cross_audio, cross_expression, mouth_mlp or eyes_mlp
             # What the network changes of a Gaussian: means, quats, log_scales, opacities, colors. (): what is usual,
             # the first three in the face and the means alone elsewhere (FG Eq. 8, 12).

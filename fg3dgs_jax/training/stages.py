@@ -35,6 +35,7 @@ class RegionTask:
     box: str
     crop: tuple[int, int]  # rows, columns
     grad_threshold: float  # mean screen gradient in NDC units above which a Gaussian is cloned or split
+    overlap: float = 0.0  # how much further the mask goes on within the head, of the frame's height
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +186,7 @@ def tasks(config: ConfigDict, crops: Mapping[str, tuple[int, int]]) -> dict[str,
             box=region.box,
             crop=crops[region.box],
             grad_threshold=region.grad_threshold,
+            overlap=region.overlap,
         )
     return found
 

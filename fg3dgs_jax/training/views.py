@@ -1,5 +1,6 @@
 """What the loss terms look at: a region's layer in its window, or the finished frame."""
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -34,6 +35,17 @@ def _in_boxes(boxes: jax.Array, height: int, width: int) -> jax.Array:
 
 def _boxes(frame: Frame, kind: str) -> jax.Array:
     return frame.lips_box[None] if kind == "lips" else frame.eye_boxes
+
+
+def _grown(mask: jax.Array, pixels: int) -> jax.Array:
+    """A mask bool [H, W] with all that is at most `pixels` rows and columns away from it."""
+    for axis in (0, 1):
+        ends = [(0, 0), (0, 0)]
+        ends[axis] = pixels, pixels
+        padded, size = jnp.pad(mask, ends), mask.shape[axis]
+        shifted = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(2 * pixels + 1)]
+        mask = functools.reduce(jnp.logical_or, shifted)
+    return mask
 
 
 class Window(NamedTuple):
@@ -100,6 +112,8 @@ def region_view(
         color, alpha = window.crop(color), window.crop(alpha)
     labels = window.crop(frame.labels)
     inside = _has(labels, task.include) & ~_has(labels, task.exclude)
+    if pixels := round(task.overlap * frame.labels.shape[0]):
+        inside |= _grown(inside, pixels) & _has(labels, Label.HEAD)
     outside = ~inside
     if task.box:
         boxes = _boxes(frame, task.box) - jnp.stack([window.row, window.row, window.col, window.col])
