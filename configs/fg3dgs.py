@@ -23,15 +23,13 @@ def get_config():
     # FG does not print where its mouth ends. Lips belong to the face here, as in TG: it hears them in cheeks and chin
     # too. In the mouth's region (configs/ablations.py:fg_lips_in_mouth) they followed speech less well.
     config.regions.face = defaults.region(
-        include=("head",), exclude=("inner_mouth", "eyes"), motion="face", points=4_000, grad_threshold=5e-4
+        include=("head",), exclude=("inner_mouth", "eyes"), motion="face", points=4_000
     )
     config.regions.mouth = defaults.region(
         include=("inner_mouth",), box="lips", motion="cross_audio", points=2_000, capacity=4_096
     )
-    # Departure: eyes go on beneath the face in front of them. Where both ended at their mask, brows that rise left a
-    # gap around the eyes; eyes are 0.1 to 0.3 dB better too.
     config.regions.eyes = defaults.region(
-        include=("eyes",), box="eyes", overlap=0.016, motion="cross_expression", points=1_500, capacity=2_048
+        include=("eyes",), box="eyes", motion="cross_expression", points=1_500, capacity=2_048
     )
     # Departure: the paper's grid of the mouth ends at 384 cells; on short clips 128 costs less and no quality.
     config.regions.face.grid.update(min_resolution=16, max_resolution=256)

@@ -28,6 +28,7 @@ class RegionTask:
 
     `box` ("", "lips" or "eyes") names the boxes of the frame inside which pixels outside the mask are not judged:
     the region in front covers them (TG's mouth branch). `crop` holds them, or the head where there is no box.
+    `overlap` widens the mask, for a region behind another: where both end, a gap shows in poses the clip hardly has.
     """
 
     include: int
