@@ -15,6 +15,7 @@ def get_config():
     config.schedule_scale = 0.07
     config.stages.motion.rates.networks = (3e-3, 3e-4)  # a short schedule must move faster
     config.regions.face.update(points=3_000, capacity=6_144)
+    config.regions.face.grid.max_resolution = 128  # as fine as the picture
     config.regions.mouth.update(points=1_000, capacity=2_048)
     config.regions.eyes.update(points=1_000, capacity=2_048)
     config.update(preview_every=500, save_every=1_000)
