@@ -111,6 +111,14 @@ def test_a_stage_moves_what_it_says_and_nothing_else(run, steps):
     assert changed == {"sh", "logit_opacities"}
 
 
+def test_harmonics_come_in_one_degree_at_a_time(run, steps):
+    for degree, last in ((0, 1), (1, 4), (2, 9)):  # of 9 coefficients
+        state = loop.first_state(run).replace(step=jnp.asarray(degree * run.stages[0].sh_every, jnp.int32))
+        state, _ = run_steps(run, steps(0), state, 1)
+        sh = np.asarray(state.params["face"]["gaussians"].sh)
+        assert np.any(sh[:, last - 1]) and not np.any(sh[:, last:])
+
+
 def test_a_region_is_judged_in_its_window_as_in_the_whole_frame(run):
     """A frame term of weight zero makes the stage render whole layers; the region terms must not notice.
 
