@@ -81,14 +81,16 @@ def test_with_weights_it_follows_fusion(run):
 
 
 @pytest.mark.slow  # a minute of compiling networks and their gradients
-def test_one_step_moves_the_mouths_network_and_the_colours_and_nothing_else(run):
+def test_one_step_moves_the_networks_of_mouth_and_face_and_the_colours_and_nothing_else(run):
     """All four losses; each term's own gradient is finite, and not zero exactly where the stage lets it train."""
     stage = run.stages[-1]
     plan, state = loop.plan(run, stage, None), loop.first_state(run)
     # Networks start near zero motion; a little of it, so that every leaf takes part.
     key = jax.random.key(0)
-    shaken = jax.tree.map(lambda x: x + 0.01 * jax.random.normal(key, x.shape), state.params["mouth"]["motion"])
-    params = {**state.params, "mouth": {**state.params["mouth"], "motion": shaken}}
+    params = dict(state.params)
+    for region in ("mouth", "face"):
+        shaken = jax.tree.map(lambda x: x + 0.01 * jax.random.normal(key, x.shape), params[region]["motion"])
+        params[region] = {**params[region], "motion": shaken}
     state = state.replace(params=params, step=jnp.asarray(stage.start, jnp.int32))
     snippet = run.dataset.snippet(int(snippet_starts(run.dataset.train_ids, 5)[0]), 5)
     offsets = {name: jnp.zeros((pool.alive.shape[0], 2)) for name, pool in state.pools.items()}
@@ -110,13 +112,19 @@ def test_one_step_moves_the_mouths_network_and_the_colours_and_nothing_else(run)
         sizes = {optim._name(path): float(jnp.abs(leaf).max()) for path, leaf in flat}
         assert all(np.isfinite(size) for size in sizes.values())
         learns = {name for name, size in sizes.items() if size > 0}
-        allowed = {name for name in sizes if name.endswith("gaussians/sh") or name.startswith("mouth/motion/")}
+        ours = ("mouth/motion/", "face/motion/")  # the face's moves the lips
+        allowed = {name for name in sizes if name.endswith("gaussians/sh") or name.startswith(ours)}
         assert learns <= allowed, term
-        assert {"face/gaussians/sh", "mouth/gaussians/sh", "mouth/motion/deform/layer0/kernel"} <= learns, term
+        kernels = {f"{network}deform/layer0/kernel" for network in ours}
+        assert {"face/gaussians/sh", "mouth/gaussians/sh", *kernels} <= learns, term
     assert int(moved_state.trouble) == 0
     pairs = zip(*(jax.tree_util.tree_flatten_with_path(p)[0] for p in (before, moved_state.params)), strict=True)
     moved = {optim._name(path) for (path, a), (_, b) in pairs if not np.array_equal(a, b)}
-    assert moved <= allowed and "face/gaussians/sh" in moved and any(n.startswith("mouth/motion/grid") for n in moved)
+    assert (
+        moved <= allowed
+        and "face/gaussians/sh" in moved
+        and all(any(n.startswith(f"{network}grid") for n in moved) for network in ours)
+    )
 
 
 @pytest.mark.slow  # a minute of compiling networks and their gradients
