@@ -1,6 +1,7 @@
 """What a region is judged on: its mask, what it shares with the regions in front, what must stay empty."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 
+from fg3dgs_jax import cli
 from fg3dgs_jax.data import synthetic
 from fg3dgs_jax.data.dataset import open_dataset
 from fg3dgs_jax.training import views
-from fg3dgs_jax.training.stages import RegionTask
+from fg3dgs_jax.training.stages import RegionTask, tasks
 from fg3dgs_jax.types import Label, Rendered
 
 EYES = RegionTask(include=int(Label.EYES), exclude=0, box="eyes", crop=(48, 48), grad_threshold=1.0)
@@ -51,3 +53,10 @@ def test_a_region_goes_on_beneath_the_one_in_front_but_not_beyond_the_head(frame
     assert np.asarray(overlapping.inside).sum() > eyes.sum()
     cut = frame.replace(labels=jnp.where(frame.labels & Label.EYES, frame.labels, 0).astype(jnp.uint8))
     np.testing.assert_array_equal(view(cut, dataclasses.replace(EYES, overlap=2 / 64))[0].inside, eyes)
+
+
+def test_a_config_says_how_far_a_region_goes_on():
+    config = cli.load_config(str(Path(__file__).parents[1] / "configs" / "portrait.py"))
+    found = tasks(config, dict.fromkeys(("", "lips", "eyes"), (48, 48)))
+    assert found["eyes"].overlap == config.regions.eyes.overlap > 0.0  # what lies behind the face's hole
+    assert found["face"].overlap == 0.0  # in front: what it covered would be seen

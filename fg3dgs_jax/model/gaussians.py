@@ -95,7 +95,7 @@ def accumulate(pool: Pool, means2d_grad: jax.Array, radii: jax.Array, width: int
     The norm is taken in NDC units, where the image is 2 wide and high, so thresholds do not depend on its size (3DGS).
     """
     seen = radii > 0
-    # Not jnp.linalg.norm: XLA's sum over two numbers takes ten times as long on a CPU as adding them.
+    # Not jnp.linalg.norm: XLA's sum over two numbers takes five times as long on a CPU as adding them.
     norm = jnp.sqrt((0.5 * width * means2d_grad[:, 0]) ** 2 + (0.5 * height * means2d_grad[:, 1]) ** 2)
     return pool.replace(
         grad_sum=pool.grad_sum + jnp.where(seen, norm, 0.0),
