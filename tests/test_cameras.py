@@ -1,11 +1,16 @@
 """Corrected cameras: their maths, and what a step learns of them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from fg3dgs_jax.data.clip import MOUTH_POINTS, Clip
+from fg3dgs_jax.data.dataset import Dataset
+from fg3dgs_jax.inference import cameras as inference
 from fg3dgs_jax.model import cameras
 from fg3dgs_jax.training import cameras as learned
 
@@ -91,6 +96,75 @@ def test_far_from_what_was_seen_corrections_end_at_their_mean():
     end = cameras.filled(twists, known)[60:, 0]
     assert end[0] > 0.025 and np.all(np.diff(end) < 0)
     assert abs(end[9] - 0.01) < 0.01 and abs(end[-1] - 0.01) < 1e-4  # 0.01 is the mean
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    """A clip of 120 frames whose poses a tracker missed: dataset, the corrections that are right, frames seen.
+
+    Its landmarks lie where the true poses see them but for noise of a tenth of a pixel.
+    """
+    rng = np.random.default_rng(3)
+    count, known = 120, np.arange(120) < 96
+    true = trajectory(count)
+    intrinsics = np.array([FOCAL, FOCAL, 32.0, 32.0], np.float32)
+    face = rng.uniform(-EXTENT, EXTENT, (68, 3))
+    landmarks = cameras.project(face, true, intrinsics) + 0.1 * rng.standard_normal((count, 68, 2))
+    wrong = (0.02 * rng.standard_normal((count, 6))).astype(np.float32)
+    measured = np.asarray(cameras.corrected(true, intrinsics, wrong, jnp.zeros(()), EXTENT)[0])
+    turns = Rotation.from_matrix(measured[:, :3, :3].swapaxes(1, 2) @ true[:, :3, :3]).as_rotvec()
+    right = np.concatenate([turns, (true[:, :3, 3] - measured[:, :3, 3]) / EXTENT], 1).astype(np.float32)
+    used = {"intrinsics": intrinsics, "viewmats": measured, "extent": EXTENT, "landmarks": landmarks}
+    rest = dict.fromkeys(field.name for field in dataclasses.fields(Clip))  # nobody asks for pictures or sound
+    return Dataset(Clip(**{**rest, "width": 64, "height": 64, **used})), right, known
+
+
+def corrections(dataset, right, known):
+    """The dataset as a run saw it that learned the right corrections of the frames it was shown."""
+    stored = {"twists": right * known[:, None], "visits": known.astype(np.int32), "focal": np.zeros(3, np.float32)}
+    return inference.corrected(dataset, stored)
+
+
+def off(viewmats, dataset, right):
+    """RMS distance of the head's twists from the right ones, by frame."""
+    true = cameras.corrected(dataset.viewmats, dataset.intrinsics, right, jnp.zeros(()), EXTENT)[0]
+    turns = Rotation.from_matrix(np.swapaxes(viewmats[:, :3, :3], 1, 2) @ true[:, :3, :3]).as_rotvec()
+    shifts = (viewmats[:, :3, 3] - true[:, :3, 3]) / EXTENT
+    return np.sqrt(np.square(np.concatenate([turns, shifts], 1)).mean(1))
+
+
+def test_landmarks_tell_how_far_an_unseen_frames_pose_is_off(tracked):
+    dataset, right, known = tracked
+    before, after = (off(v, dataset, right) for v in (dataset.viewmats, corrections(*tracked).viewmats))
+    assert after[known].max() < 1e-5  # as training found them
+    assert before[~known].mean() > 0.015
+    # Depth is told worst: by 0.02 head radii a landmark moves by 0.03 pixels. The turns that the trajectory's later
+    # poses add make it less than linear.
+    assert after[~known].mean() < 0.5 * before[~known].mean()
+
+
+def test_an_unseen_frames_pose_is_told_by_landmarks_outside_the_mouth(tracked):
+    dataset, right, known = tracked
+    seen = corrections(*tracked).viewmats
+    for points, same in ((MOUTH_POINTS, True), (slice(0, MOUTH_POINTS.start), False)):
+        landmarks = dataset.landmarks.copy()
+        landmarks[~known, points] += np.random.default_rng(4).standard_normal(landmarks[~known, points].shape)
+        other = Dataset(dataclasses.replace(dataset.clip, landmarks=landmarks))
+        assert np.array_equal(corrections(other, right, known).viewmats, seen) == same
+
+
+def test_landmarks_that_tell_nothing_leave_the_mean():
+    rng = np.random.default_rng(5)
+    known = np.arange(150) < 120
+    twists = 0.01 + 0.02 * rng.standard_normal((150, 6))
+    told = cameras.foretold(twists, known, rng.standard_normal((150, 96)))
+    # By chance some ridge may seem to help one of six numbers; what it then adds is small beside the twists' 0.02.
+    assert np.sqrt(np.square(told - twists[known].mean(0)).mean()) < 0.003
+    few = np.arange(150) < 20  # no blocks to choose by
+    told = cameras.foretold(twists, few, rng.standard_normal((150, 96)))
+    np.testing.assert_allclose(told, np.tile(twists[few].mean(0), (150, 1)))
+    told = cameras.foretold(twists, known, np.concatenate([twists, np.ones((150, 3))], 1))  # they tell all
+    assert np.sqrt(np.square(told - twists).mean()) < 0.1 * 0.02
 
 
 def rule(**fields):

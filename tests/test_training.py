@@ -14,6 +14,7 @@ from fg3dgs_jax import cli
 from fg3dgs_jax.data import synthetic
 from fg3dgs_jax.data.dataset import open_dataset
 from fg3dgs_jax.errors import UserError
+from fg3dgs_jax.model import cameras
 from fg3dgs_jax.training import loop, seeds
 from fg3dgs_jax.training.signals import Interrupt, Stopped
 from fg3dgs_jax.training.step import make_densify, make_step, make_steps, see_frame
@@ -261,7 +262,7 @@ def test_seeds_lie_inside_the_masks(run):
             return ((labels & task.include) != 0) & ((labels & task.exclude) == 0)
 
         index = int(max(run.dataset.train_ids, key=lambda i: belongs(i).sum()))  # a mouth wide open has an inside
-        pixels = seeds.project(points, run.dataset.viewmats[index], run.dataset.intrinsics).astype(int)
+        pixels = cameras.project(points, run.dataset.viewmats[index], run.dataset.intrinsics).astype(int)
         inside = belongs(index)[pixels[:, 1].clip(0, 63), pixels[:, 0].clip(0, 63)]
         assert inside.mean() > 0.5  # each view alone may disagree with the vote of 24
 
@@ -271,8 +272,8 @@ def test_triangulation_finds_a_point():
     point, intrinsics = np.array([0.02, -0.03, 0.05]), np.array([300.0, 310.0, 128.0, 120.0])
     viewmats = np.tile(np.eye(4), (5, 1, 1))
     viewmats[:, :3, 3] = [0, 0, 0.7] + 0.1 * rng.standard_normal((5, 3))
-    pixels = np.stack([seeds.project(point[None], view, intrinsics)[0] for view in viewmats])
-    np.testing.assert_allclose(seeds.triangulate(pixels, viewmats, intrinsics), point, atol=1e-9)
+    pixels = np.stack([cameras.project(point[None], view, intrinsics)[0] for view in viewmats])
+    np.testing.assert_allclose(cameras.triangulate(pixels, viewmats, intrinsics), point, atol=1e-9)
 
 
 @pytest.mark.parametrize(

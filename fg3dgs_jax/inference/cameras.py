@@ -1,7 +1,7 @@
 """Cameras that training corrected, and poses of held-out frames found by the head itself.
 
 A measured pose is off by a pixel or so, which costs a sharp head more than a blurred one. Training corrects the frames
-it sees; a held-out frame gets what its neighbours' corrections have in common. To tell errors of the pose from errors
+it sees; a held-out frame gets what its landmarks outside the mouth tell of them. To tell errors of the pose from errors
 of the head, its pose may be refined as well: on pixels outside the mouth only, so that nothing is learned of its lips,
 and not on hanging hair.
 """
@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from fg3dgs_jax import types
+from fg3dgs_jax.data.clip import MOUTH_POINTS
 from fg3dgs_jax.data.clip import condition as condition_at
 from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.inference.heldout import Track, untracked
@@ -26,23 +27,42 @@ STEPS = 40  # of the refinement of one frame
 RATE, END = 3e-3, 0.06  # radians and head radii of the first step; the last is this share of it
 PIXELS = 0.25  # or so many pixels, where pictures are small
 DECAYS = (0.8, 0.95)  # of Adam's moments: few steps
+SHAPE_FRAMES = 500  # that the rigid face is found from
 MOUTH_MARGIN = 0.1  # of the lips' box, left out around it
 
 
 def corrected(dataset: Dataset, stored: Mapping[str, np.ndarray], own: bool = True) -> Dataset:
     """The dataset seen through the cameras of a checkpoint's `training.cameras.Cameras`; see there.
 
+    Frames that training did not see get what their landmarks tell of the measured pose's error, as they told of it in
+    the frames it did see, and what the nearest ones' corrections add to that.
     own: whether it is the dataset that was trained on; of another one only the focal length is corrected.
     """
-    clip = dataset.clip
-    twists = np.zeros((clip.num_frames, cameras.SIZE), np.float32)
-    if own:
-        twists = cameras.filled(stored["twists"], np.asarray(stored["visits"]) > 0)
+    log_focal, known = stored["focal"][0], np.asarray(stored["visits"]) > 0
+    plain = np.zeros((dataset.num_frames, cameras.SIZE), np.float32)
+    if not own:
+        return _moved(dataset, plain, log_focal)
+    twists = np.asarray(stored["twists"])
+    if known.any() and not known.all():
+        misses = _misses(_moved(dataset, twists, log_focal), _moved(dataset, plain, log_focal), np.flatnonzero(known))
+        twists = cameras.filled(twists, known, cameras.foretold(twists, known, misses))
+    return _moved(dataset, twists, log_focal)
+
+
+def _moved(dataset: Dataset, twists: np.ndarray, log_focal: np.ndarray) -> Dataset:
     move = jax.jit(cameras.corrected, static_argnums=4)
-    viewmats, intrinsics = move(
-        jnp.asarray(clip.viewmats), jnp.asarray(clip.intrinsics), twists, stored["focal"][0], float(clip.extent)
-    )
+    viewmats, intrinsics = move(dataset.viewmats, dataset.intrinsics, twists, log_focal, float(dataset.extent))
     return with_cameras(dataset, np.asarray(viewmats), np.asarray(intrinsics))
+
+
+def _misses(seen: Dataset, measured: Dataset, ids: np.ndarray) -> np.ndarray:
+    """How far landmarks outside the mouth lie, [T, 2 K] in pixels, from where the measured cameras see a rigid face:
+    the points nearest to the landmarks' rays through frames `ids` of the dataset whose cameras were corrected."""
+    landmarks = np.asarray(measured.landmarks, np.float64)[:, : MOUTH_POINTS.start, :2]
+    ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), SHAPE_FRAMES)).astype(int))]
+    face = [cameras.triangulate(marks, seen.viewmats[ids], seen.intrinsics) for marks in landmarks[ids].swapaxes(0, 1)]
+    expected = cameras.project(np.array(face), measured.viewmats, measured.intrinsics)
+    return (landmarks - expected).reshape(len(landmarks), -1)
 
 
 def with_cameras(dataset: Dataset, viewmats: np.ndarray, intrinsics: np.ndarray | None = None) -> Dataset:

@@ -15,6 +15,8 @@ from scipy.spatial.transform import Rotation
 SIZE = 6  # numbers of a twist: rotation vector in radians, shift (x, y, z) in head radii
 _TINY = 1e-12  # keeps the root of an angle differentiable at zero
 REACH = 25.0  # weight of neighbours where a correction is filled in; its root is how many frames it reaches
+RIDGES = (np.inf, 7.0, 2.0, 0.7, 0.2, 0.07)  # of `foretold`, for each frame
+FOLDS, GAP = 6, 5  # blocks of frames that choose among them, and the frames next to a block that do not help it
 
 
 def rotation(vector: jax.Array) -> jax.Array:
@@ -55,9 +57,9 @@ def accelerations(viewmats: np.ndarray, extent: float) -> np.ndarray:
     return found
 
 
-def filled(twists: np.ndarray, known: np.ndarray) -> np.ndarray:
+def filled(twists: np.ndarray, known: np.ndarray, expected: np.ndarray | None = None) -> np.ndarray:
     """Twists f32 [T, 6] in which frames that are not `known`, bool [T], follow a smooth curve through the others', that
-    far from them ends at their mean.
+    far from them ends at what is `expected`, [T, 6]: by default the others' mean.
 
     Held-out frames have no pixels to learn from. What all corrections have in common holds for them too; what the
     nearest ones add to it holds for a few frames only (measured corrections five frames apart correlate at about 0.3).
@@ -65,9 +67,56 @@ def filled(twists: np.ndarray, known: np.ndarray) -> np.ndarray:
     known = np.asarray(known, bool)
     if not known.any() or known.all():
         return np.asarray(twists, np.float32)
-    mean = np.mean(twists, axis=0, dtype=np.float64, where=known[:, None])
+    if expected is None:
+        expected = np.mean(twists, axis=0, dtype=np.float64, where=known[:, None])
     between = np.full(len(twists) - 1, REACH)
     diagonal = 1.0 + np.append(between, 0.0) + np.insert(between, 0, 0.0)
     bands = np.stack([np.append(0.0, -between), diagonal])
-    smooth = mean + solveh_banded(bands, known[:, None] * (np.asarray(twists, np.float64) - mean))
+    smooth = expected + solveh_banded(bands, known[:, None] * (np.asarray(twists, np.float64) - expected))
     return np.where(known[:, None], twists, smooth).astype(np.float32)
+
+
+def foretold(twists: np.ndarray, known: np.ndarray, misses: np.ndarray) -> np.ndarray:
+    """Twists f64 [T, 6] as landmarks tell them: a ridge regression of the known frames' twists on their `misses`.
+
+    misses: [T, M], how far a frame's landmarks lie from where its camera, as it was measured, sees them. Each of the
+    six numbers has the ridge by which blocks of the known frames, bool [T], are told best by the others, and is their
+    mean where no ridge tells more than that.
+    """
+    ids = np.flatnonzero(known)
+    wanted, rows = np.asarray(twists, np.float64), np.asarray(misses, np.float64)
+    rows = (rows - rows[ids].mean(0)) / np.maximum(rows[ids].std(0), 1e-9)
+    errors = np.zeros((len(RIDGES), SIZE))
+    for block in np.array_split(ids, FOLDS) if len(ids) >= FOLDS * GAP else ():
+        others = ids[(ids < block[0] - GAP) | (ids > block[-1] + GAP)]
+        errors += [np.square(_told(rows, wanted, others, ridge)[block] - wanted[block]).sum(0) for ridge in RIDGES]
+    told = np.stack([_told(rows, wanted, ids, ridge) for ridge in RIDGES])
+    return np.take_along_axis(told, errors.argmin(0)[None, None], axis=0)[0]
+
+
+def _told(rows: np.ndarray, wanted: np.ndarray, ids: np.ndarray, ridge: float) -> np.ndarray:
+    """All rows' values by a ridge regression on those of `ids`; an infinite ridge is their mean."""
+    mean = wanted[ids].mean(0)
+    if np.isinf(ridge):
+        return np.tile(mean, (len(rows), 1))
+    centre, given = rows[ids].mean(0), rows[ids]
+    given = given - centre
+    square = given.T @ given + ridge * len(ids) * np.eye(rows.shape[1])
+    return mean + (rows - centre) @ np.linalg.solve(square, given.T @ (wanted[ids] - mean))
+
+
+def project(points: np.ndarray, viewmats: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """World points f64 [N, 3] seen by cameras [..., 4, 4], in pixels f64 [..., N, 2]."""
+    viewmats = np.asarray(viewmats, np.float64)
+    camera = points @ viewmats[..., :3, :3].swapaxes(-1, -2) + viewmats[..., None, :3, 3]
+    fx, fy, cx, cy = intrinsics
+    return camera[..., :2] / np.maximum(camera[..., 2:], 1e-6) * (fx, fy) + (cx, cy)
+
+
+def triangulate(pixels: np.ndarray, viewmats: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """The world point f64 [3] nearest to the rays through one pixel f64 [T, 2] per view (linear least squares)."""
+    views = np.asarray(viewmats, np.float64)
+    slopes = (np.asarray(pixels, np.float64) - intrinsics[2:]) / intrinsics[:2]
+    rows = views[:, :2, :3] - slopes[..., None] * views[:, 2:3, :3]
+    right = slopes * views[:, 2:3, 3] - views[:, :2, 3]
+    return np.linalg.lstsq(rows.reshape(-1, 3), right.reshape(-1), rcond=None)[0]

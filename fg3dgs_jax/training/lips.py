@@ -15,7 +15,7 @@ import numpy as np
 from fg3dgs_jax.data.clip import MOUTH_POINTS
 from fg3dgs_jax.data.dataset import Dataset
 from fg3dgs_jax.errors import UserError
-from fg3dgs_jax.training.seeds import triangulate
+from fg3dgs_jax.model.cameras import triangulate
 from fg3dgs_jax.training.stages import RegionTask
 from fg3dgs_jax.types import Frame, Label
 

@@ -7,6 +7,7 @@ agree on, in the colours seen there: the same cost, and nothing has to be moved 
 import numpy as np
 
 from fg3dgs_jax.data.dataset import Dataset
+from fg3dgs_jax.model.cameras import project, triangulate
 from fg3dgs_jax.training.stages import RegionTask
 
 NUM_VIEWS = 24
@@ -18,25 +19,6 @@ def _views(dataset: Dataset) -> np.ndarray:
     """Training frames spread evenly over the clip."""
     ids = np.asarray(dataset.train_ids)
     return ids[np.linspace(0, len(ids) - 1, min(NUM_VIEWS, len(ids))).astype(int)]
-
-
-def project(points: np.ndarray, viewmat: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """World points f64 [N, 3] to pixels f64 [N, 2]."""
-    camera = points @ viewmat[:3, :3].T + viewmat[:3, 3]
-    fx, fy, cx, cy = intrinsics
-    depth = np.maximum(camera[:, 2:], 1e-6)
-    return camera[:, :2] / depth * (fx, fy) + (cx, cy)
-
-
-def triangulate(pixels: np.ndarray, viewmats: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """The world point f64 [3] nearest to the rays through one pixel f64 [T, 2] per view (linear least squares)."""
-    fx, fy, cx, cy = intrinsics
-    rows, right = [], []
-    for (u, v), view in zip(pixels, np.asarray(viewmats, np.float64), strict=True):
-        for slope, axis in (((u - cx) / fx, 0), ((v - cy) / fy, 1)):
-            rows.append(view[axis, :3] - slope * view[2, :3])
-            right.append(slope * view[2, 3] - view[axis, 3])
-    return np.linalg.lstsq(np.array(rows), np.array(right), rcond=None)[0]
 
 
 def _box_cubes(dataset: Dataset, task: RegionTask, ids: np.ndarray) -> list[tuple[np.ndarray, float]]:
@@ -65,7 +47,7 @@ def seed_points(dataset: Dataset, task: RegionTask, count: int, seed: int) -> tu
     points = np.concatenate([centre + half * rng.uniform(-1.0, 1.0, (share, 3)) for centre, half in cubes])
     votes, colors = np.zeros(len(points)), np.zeros((len(points), 3))
     for i in ids:
-        pixels = project(points, dataset.viewmats[i].astype(np.float64), dataset.intrinsics)
+        pixels = project(points, dataset.viewmats[i], dataset.intrinsics)
         image, _, labels = dataset.pictures(int(i))
         inside = ((labels & task.include) != 0) & ((labels & task.exclude) == 0)
         cols = np.clip(pixels[:, 0], 0, labels.shape[1] - 1).astype(int)
