@@ -15,6 +15,7 @@ from fg3dgs_jax.model import cameras
 from fg3dgs_jax.training import cameras as learned
 
 FOCAL, EXTENT = 150.0, 0.1
+INTRINSICS = np.array([FOCAL, FOCAL, 32.0, 32.0], np.float32)
 
 
 def pose():
@@ -98,6 +99,15 @@ def test_far_from_what_was_seen_corrections_end_at_their_mean():
     assert abs(end[9] - 0.01) < 0.01 and abs(end[-1] - 0.01) < 1e-4  # 0.01 is the mean
 
 
+def clip_of(measured, true, landmarks):
+    """A dataset of poses and landmarks alone, and the corrections that are right."""
+    turns = Rotation.from_matrix(measured[:, :3, :3].swapaxes(1, 2) @ true[:, :3, :3]).as_rotvec()
+    right = np.concatenate([turns, (true[:, :3, 3] - measured[:, :3, 3]) / EXTENT], 1).astype(np.float32)
+    used = {"intrinsics": INTRINSICS, "viewmats": measured, "extent": EXTENT, "landmarks": landmarks}
+    rest = dict.fromkeys(field.name for field in dataclasses.fields(Clip))  # nobody asks for pictures or sound
+    return Dataset(Clip(**{**rest, "width": 64, "height": 64, **used})), right
+
+
 @pytest.fixture(scope="module")
 def tracked():
     """A clip of 120 frames whose poses a tracker missed: dataset, the corrections that are right, frames seen.
@@ -105,18 +115,12 @@ def tracked():
     Its landmarks lie where the true poses see them but for noise of a tenth of a pixel.
     """
     rng = np.random.default_rng(3)
-    count, known = 120, np.arange(120) < 96
-    true = trajectory(count)
-    intrinsics = np.array([FOCAL, FOCAL, 32.0, 32.0], np.float32)
+    true = trajectory(120)
     face = rng.uniform(-EXTENT, EXTENT, (68, 3))
-    landmarks = cameras.project(face, true, intrinsics) + 0.1 * rng.standard_normal((count, 68, 2))
-    wrong = (0.02 * rng.standard_normal((count, 6))).astype(np.float32)
-    measured = np.asarray(cameras.corrected(true, intrinsics, wrong, jnp.zeros(()), EXTENT)[0])
-    turns = Rotation.from_matrix(measured[:, :3, :3].swapaxes(1, 2) @ true[:, :3, :3]).as_rotvec()
-    right = np.concatenate([turns, (true[:, :3, 3] - measured[:, :3, 3]) / EXTENT], 1).astype(np.float32)
-    used = {"intrinsics": intrinsics, "viewmats": measured, "extent": EXTENT, "landmarks": landmarks}
-    rest = dict.fromkeys(field.name for field in dataclasses.fields(Clip))  # nobody asks for pictures or sound
-    return Dataset(Clip(**{**rest, "width": 64, "height": 64, **used})), right, known
+    landmarks = cameras.project(face, true, INTRINSICS) + 0.1 * rng.standard_normal((120, 68, 2))
+    wrong = (0.02 * rng.standard_normal((120, 6))).astype(np.float32)
+    measured = np.asarray(cameras.corrected(true, INTRINSICS, wrong, jnp.zeros(()), EXTENT)[0])
+    return *clip_of(measured, true, landmarks.astype(np.float32)), np.arange(120) < 96
 
 
 def corrections(dataset, right, known):
@@ -141,6 +145,33 @@ def test_landmarks_tell_how_far_an_unseen_frames_pose_is_off(tracked):
     # Depth is told worst: by 0.02 head radii a landmark moves by 0.03 pixels. The turns that the trajectory's later
     # poses add make it less than linear.
     assert after[~known].mean() < 0.5 * before[~known].mean()
+
+
+def test_motion_tells_where_a_tracker_lags():
+    """Its landmarks lag as its poses do, by a frame, and tell little."""
+    phases = np.arange(121)[:, None] / [4.1, 5.3, 6.7] + np.arange(3)
+    true = np.tile(np.asarray(pose()[0]), (121, 1, 1))
+    true[:, :3, :3] = true[:, :3, :3] @ Rotation.from_rotvec(0.05 * np.sin(phases)).as_matrix()
+    true[:, :3, 3] += 0.2 * EXTENT * np.cos(phases)
+    measured, true, known = true[:-1], true[1:], np.arange(120) < 96
+    rng = np.random.default_rng(6)
+    face = rng.uniform(-EXTENT, EXTENT, (68, 3))
+    landmarks = cameras.project(face, measured, INTRINSICS) + 0.1 * rng.standard_normal((120, 68, 2))
+    dataset, right = clip_of(measured, true, landmarks.astype(np.float32))
+    before, after = (off(v, dataset, right) for v in (measured, corrections(dataset, right, known).viewmats))
+    assert after[~known].mean() < 0.35 * before[~known].mean()  # a frame's motion but for its acceleration
+
+
+def test_velocities_are_of_poses_a_frame():
+    twist, viewmats = np.array([0.01, -0.02, 0.015, 0.1, 0.05, -0.2]), np.tile(np.asarray(pose()[0]), (12, 1, 1))
+    counts = np.arange(12)[:, None]
+    viewmats[:, :3, :3] = viewmats[:, :3, :3] @ Rotation.from_rotvec(counts * twist[:3]).as_matrix()
+    viewmats[:, :3, 3] += counts * EXTENT * twist[3:]
+    # float32 poses: 1e-7 of a shift of 0.75 is 1e-6 head radii
+    np.testing.assert_allclose(cameras.velocities(viewmats, EXTENT), np.tile(twist, (12, 1)), atol=3e-6)
+    np.testing.assert_allclose(cameras.accelerations(viewmats, EXTENT), 0.0, atol=6e-6)
+    viewmats[6:] = viewmats[6]  # stands still from here on
+    np.testing.assert_allclose(cameras.velocities(viewmats, EXTENT)[[5, 6, 7]], np.outer([1, 0.5, 0], twist), atol=3e-6)
 
 
 def test_an_unseen_frames_pose_is_told_by_landmarks_outside_the_mouth(tracked):

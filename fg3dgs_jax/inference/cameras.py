@@ -1,9 +1,9 @@
 """Cameras that training corrected, and poses of held-out frames found by the head itself.
 
 A measured pose is off by a pixel or so, which costs a sharp head more than a blurred one. Training corrects the frames
-it sees; a held-out frame gets what its landmarks outside the mouth tell of them. To tell errors of the pose from errors
-of the head, its pose may be refined as well: on pixels outside the mouth only, so that nothing is learned of its lips,
-and not on hanging hair.
+it sees; a held-out frame gets what its landmarks outside the mouth, and how the head moves, tell of them. To tell
+errors of the pose from errors of the head, its pose may be refined as well: on pixels outside the mouth only, so that
+nothing is learned of its lips, and not on hanging hair.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ MOUTH_MARGIN = 0.1  # of the lips' box, left out around it
 def corrected(dataset: Dataset, stored: Mapping[str, np.ndarray], own: bool = True) -> Dataset:
     """The dataset seen through the cameras of a checkpoint's `training.cameras.Cameras`; see there.
 
-    Frames that training did not see get what their landmarks tell of the measured pose's error, as they told of it in
-    the frames it did see, and what the nearest ones' corrections add to that.
+    Frames that training did not see get what their landmarks and their motion tell of the measured pose's error, as
+    these told of it in the frames it did see, and what the nearest ones' corrections add to that.
     own: whether it is the dataset that was trained on; of another one only the focal length is corrected.
     """
     log_focal, known = stored["focal"][0], np.asarray(stored["visits"]) > 0
@@ -44,8 +44,8 @@ def corrected(dataset: Dataset, stored: Mapping[str, np.ndarray], own: bool = Tr
         return _moved(dataset, plain, log_focal)
     twists = np.asarray(stored["twists"])
     if known.any() and not known.all():
-        misses = _misses(_moved(dataset, twists, log_focal), _moved(dataset, plain, log_focal), np.flatnonzero(known))
-        twists = cameras.filled(twists, known, cameras.foretold(twists, known, misses))
+        signs = _signs(_moved(dataset, twists, log_focal), _moved(dataset, plain, log_focal), np.flatnonzero(known))
+        twists = cameras.filled(twists, known, cameras.foretold(twists, known, signs))
     return _moved(dataset, twists, log_focal)
 
 
@@ -55,14 +55,19 @@ def _moved(dataset: Dataset, twists: np.ndarray, log_focal: np.ndarray) -> Datas
     return with_cameras(dataset, np.asarray(viewmats), np.asarray(intrinsics))
 
 
-def _misses(seen: Dataset, measured: Dataset, ids: np.ndarray) -> np.ndarray:
-    """How far landmarks outside the mouth lie, [T, 2 K] in pixels, from where the measured cameras see a rigid face:
-    the points nearest to the landmarks' rays through frames `ids` of the dataset whose cameras were corrected."""
+def _signs(seen: Dataset, measured: Dataset, ids: np.ndarray) -> np.ndarray:
+    """What tells of a measured pose's error, [T, 2 K + 6].
+
+    How far landmarks outside the mouth lie, in pixels, from where the measured cameras see a rigid face: the points
+    nearest to the landmarks' rays through frames `ids` of the dataset whose cameras were corrected. And how the head
+    moves: a tracker that lags, or that smooths, is off by some of it.
+    """
     landmarks = np.asarray(measured.landmarks, np.float64)[:, : MOUTH_POINTS.start, :2]
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), SHAPE_FRAMES)).astype(int))]
     face = [cameras.triangulate(marks, seen.viewmats[ids], seen.intrinsics) for marks in landmarks[ids].swapaxes(0, 1)]
-    expected = cameras.project(np.array(face), measured.viewmats, measured.intrinsics)
-    return (landmarks - expected).reshape(len(landmarks), -1)
+    misses = landmarks - cameras.project(np.array(face), measured.viewmats, measured.intrinsics)
+    motion = cameras.velocities(measured.viewmats, float(measured.extent))
+    return np.concatenate([misses.reshape(len(misses), -1), motion], 1)
 
 
 def with_cameras(dataset: Dataset, viewmats: np.ndarray, intrinsics: np.ndarray | None = None) -> Dataset:

@@ -48,13 +48,23 @@ def accelerations(viewmats: np.ndarray, extent: float) -> np.ndarray:
 
     To first order those of corrected poses are these plus the second differences of their twists.
     """
-    turns = Rotation.from_matrix(np.asarray(viewmats, np.float64)[:, :3, :3])
-    steps = np.concatenate(
-        [(turns[:-1].inv() * turns[1:]).as_rotvec(), np.diff(viewmats[:, :3, 3], axis=0) / extent], 1
-    )
     found = np.zeros((len(viewmats), SIZE), np.float32)
-    found[1:-1] = np.diff(steps, axis=0)
+    found[1:-1] = np.diff(_steps(viewmats, extent), axis=0)
     return found
+
+
+def velocities(viewmats: np.ndarray, extent: float) -> np.ndarray:
+    """How a clip's poses [T, 4, 4], at least two, change a frame: twists f64 [T, 6], the mean of the steps to a frame
+    and from it."""
+    steps = _steps(viewmats, extent)
+    return 0.5 * (np.concatenate([steps[:1], steps]) + np.concatenate([steps, steps[-1:]]))
+
+
+def _steps(viewmats: np.ndarray, extent: float) -> np.ndarray:
+    """Twists f64 [T - 1, 6] from each pose to the next."""
+    turns = Rotation.from_matrix(np.asarray(viewmats, np.float64)[:, :3, :3])
+    shifts = np.diff(viewmats[:, :3, 3], axis=0) / extent
+    return np.concatenate([(turns[:-1].inv() * turns[1:]).as_rotvec(), shifts], 1)
 
 
 def filled(twists: np.ndarray, known: np.ndarray, expected: np.ndarray | None = None) -> np.ndarray:
@@ -76,15 +86,14 @@ def filled(twists: np.ndarray, known: np.ndarray, expected: np.ndarray | None = 
     return np.where(known[:, None], twists, smooth).astype(np.float32)
 
 
-def foretold(twists: np.ndarray, known: np.ndarray, misses: np.ndarray) -> np.ndarray:
-    """Twists f64 [T, 6] as landmarks tell them: a ridge regression of the known frames' twists on their `misses`.
+def foretold(twists: np.ndarray, known: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Twists f64 [T, 6] as `signs` [T, M] tell them, which every frame has: a ridge regression on the known frames.
 
-    misses: [T, M], how far a frame's landmarks lie from where its camera, as it was measured, sees them. Each of the
-    six numbers has the ridge by which blocks of the known frames, bool [T], are told best by the others, and is their
-    mean where no ridge tells more than that.
+    Each of the six numbers has the ridge by which blocks of the known frames, bool [T], are told best by the others,
+    and is their mean where no ridge tells more than that.
     """
     ids = np.flatnonzero(known)
-    wanted, rows = np.asarray(twists, np.float64), np.asarray(misses, np.float64)
+    wanted, rows = np.asarray(twists, np.float64), np.asarray(signs, np.float64)
     rows = (rows - rows[ids].mean(0)) / np.maximum(rows[ids].std(0), 1e-9)
     errors = np.zeros((len(RIDGES), SIZE))
     for block in np.array_split(ids, FOLDS) if len(ids) >= FOLDS * GAP else ():
