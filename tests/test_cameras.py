@@ -184,6 +184,15 @@ def test_an_unseen_frames_pose_is_told_by_landmarks_outside_the_mouth(tracked):
         assert np.array_equal(corrections(other, right, known).viewmats, seen) == same
 
 
+def test_a_frame_whose_face_was_lost_stays_near_its_measured_pose(tracked):
+    dataset, right, known = tracked
+    landmarks = dataset.landmarks.copy()
+    landmarks[110] = 0.0  # all in the picture's corner
+    other = Dataset(dataclasses.replace(dataset.clip, landmarks=landmarks))
+    seen = corrections(other, right, known).viewmats
+    assert off(seen, other, np.zeros_like(right))[110] < 0.1  # the right corrections are 0.02
+
+
 def test_landmarks_that_tell_nothing_leave_the_mean():
     rng = np.random.default_rng(5)
     known = np.arange(150) < 120

@@ -16,6 +16,7 @@ SIZE = 6  # numbers of a twist: rotation vector in radians, shift (x, y, z) in h
 _TINY = 1e-12  # keeps the root of an angle differentiable at zero
 REACH = 25.0  # weight of neighbours where a correction is filled in; its root is how many frames it reaches
 RIDGES = (np.inf, 7.0, 2.0, 0.7, 0.2, 0.07)  # of `foretold`, for each frame
+SLIPPED = 4.0  # deviations of a sign, more than which tell of a tracker that lost the face
 FOLDS, GAP = 6, 5  # blocks of frames that choose among them, and the frames next to a block that do not help it
 
 
@@ -94,7 +95,7 @@ def foretold(twists: np.ndarray, known: np.ndarray, signs: np.ndarray) -> np.nda
     """
     ids = np.flatnonzero(known)
     wanted, rows = np.asarray(twists, np.float64), np.asarray(signs, np.float64)
-    rows = (rows - rows[ids].mean(0)) / np.maximum(rows[ids].std(0), 1e-9)
+    rows = np.clip((rows - rows[ids].mean(0)) / np.maximum(rows[ids].std(0), 1e-9), -SLIPPED, SLIPPED)
     errors = np.zeros((len(RIDGES), SIZE))
     for block in np.array_split(ids, FOLDS) if len(ids) >= FOLDS * GAP else ():
         others = ids[(ids < block[0] - GAP) | (ids > block[-1] + GAP)]
