@@ -283,8 +283,9 @@ def comparisons(found: Mapping, rows: Mapping, others: Mapping) -> dict[str, dic
         reference = reference_of(name, rows)
         if reference in found and reference != name:
             pairs[f"{name} against {reference}"] = compare(found[name], found[reference])
-    if "fg" in found and "tg" in found:
-        pairs["fg against tg"] = compare(found["fg"], found["tg"])
+    for fg, tg in (("fg", "tg"), ("fg +poses", "tg +poses")):
+        if fg in found and tg in found:
+            pairs[f"{fg} against {tg}"] = compare(found[fg], found[tg])
     for name in found:
         plain = name.removesuffix(" +poses")
         if plain != name:

@@ -4,8 +4,8 @@ Paper, RTX 4090, 2 h a person: PSNR 33.06, LPIPS 0.0252, LMD 2.620, 90 FPS (whol
     python -m fg3dgs_jax.train --config=configs/fg3dgs.py --config.data=DIR --workdir=RUN
 Ours, two cores of a shared AMD EPYC: 20 seconds at 256x256, a fifth of the schedule (12,000 steps, 3 minutes if nothing
 else runs), poses learned, log-mel bands and the speech embedding in 24 components; 46 held-out frames, three seeds, in
-brackets with poses fitted outside the mouth: PSNR head 27.3 (30.3), mouth 26.9 (28.9), eyes 27.5 (32.1) dB, LMD 0.91
-(0.93) px, lip opening's r 0.87. Command and intervals: benchmarks/results/papers_256.json.
+brackets with poses fitted outside the mouth: PSNR head 28.1 (30.3), mouth 28.2 (28.7), eyes 29.8 (31.9) dB, LMD 0.92
+(0.94) px, lip opening's r 0.87. Command and intervals: benchmarks/results/papers_256.json.
 LPIPS and the alignment stage need weights: --config.judges.lpips=FILE --config.judges.sync=FILE (README).
 """
 
