@@ -3,7 +3,7 @@
     python -m fg3dgs_jax.train --config=configs/ablations.py:fg_no_fad --config.data=DIR --workdir=RUN
     python benchmarks/ablations.py --data DIR --runs RUNS --budget-minutes 10     trains the set and prints the tables
 The names are those of ROWS below. Where a paper leaves a row open, what we read it as is said there. What the rows
-reached here, and against the full models: benchmarks/results/rows_256_led.md.
+reached here, and against the full models: benchmarks/results/rows_256.md.
 """
 
 from pathlib import Path
@@ -100,16 +100,6 @@ def _high_all(config) -> None:
     config.regions.mouth.predicts = config.regions.eyes.predicts = DEFORMATION
 
 
-def _relocation(config) -> None:
-    """Another densification at the same budget, the pools' capacities: 3DGS as MCMC in place of clone, split, prune.
-
-    The paper's weights are 0.01 each in scenes some units wide; a head is 0.1 units wide, hence scale's.
-    """
-    for stage in (config.stages.static, config.stages.motion):
-        stage.densify.kind = "relocation"
-        stage.weights.update(opacity=0.01, scale=0.1)
-
-
 def _full(config) -> None:
     """The config as it is."""
 
@@ -130,7 +120,7 @@ ROWS = {
     "fg_no_hrpa": ("fg3dgs", _no_hrpa, "without HRPA (no L_lip)"),
     "fg_high_all": ("fg3dgs", _high_all, "eyes and mouth: means, scales, rotations"),
     "fg_lips_in_mouth": ("fg3dgs", _lips_in_mouth, "lips in the mouth's region"),
-    "fg_relocation": ("fg3dgs", _relocation, "densification by relocation"),
+    "fg_relocation": ("fg3dgs", defaults.relocate, "densification by relocation"),
     "fg_no_landmarks": ("fg3dgs", _no_landmarks, "lips not led by landmarks"),
 }
 

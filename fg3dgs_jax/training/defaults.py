@@ -66,6 +66,17 @@ def densify(**fields) -> ConfigDict:
     )
 
 
+def relocate(config: ConfigDict) -> None:
+    """Densification by relocation where a config densifies: the pools' capacities are the budget, and are filled.
+
+    The paper's weights (3DGS as MCMC) are 0.01 each in scenes some units wide; a head is 0.1 units wide, hence scale's.
+    """
+    for fields in config.stages.values():
+        if fields.densify.every:
+            fields.densify.kind = "relocation"
+            fields.weights.update(opacity=0.01, scale=0.1)
+
+
 def stage(**fields) -> ConfigDict:
     """A stretch of training at constant rules."""
     return ConfigDict(
