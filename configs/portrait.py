@@ -2,8 +2,8 @@
 
     python -m fg3dgs_jax.train --config=configs/portrait.py --config.data=DIR --workdir=RUN
 For clips of ten seconds to a minute or two; minutes of speech deserve more steps: --config.schedule_scale=1
-It is FG-3DGS as in configs/fg3dgs.py, a fifth of its schedule, with cameras that learn, eyes without a seam and a budget
-of Gaussians that is put where it is needed: --config.regions.face.capacity=8192 for a faster head.
+It is FG-3DGS as in configs/fg3dgs.py, a fifth of its schedule, with cameras that learn, eyes without a seam and a
+budget of Gaussians that go where they are needed: --config.regions.face.capacity=8192 for a faster head.
 """
 
 from pathlib import Path
