@@ -264,6 +264,19 @@ def test_means_and_paired_differences(benchmark):
     assert "| fg against tg | **+0.5" in text
 
 
+def test_rows_are_compared_with_what_they_should_be(benchmark):
+    offsets = {"fg": 1.0, "fg +poses": 4.0, "fg_no_fad": 0.0, "tg": 0.6, "tg +poses": 3.0}
+    found = {name: [report(offset, i)] for i, (name, offset) in enumerate(offsets.items())}
+    rows = {name: (name, [], name) for name in ("fg", "fg_no_fad", "tg")}
+    pairs = benchmark.comparisons(found, rows, {"anchor": report(-1.0, 9)})
+    expected = {"fg_no_fad against fg": -1.0, "fg against tg": 0.4, "fg +poses against tg +poses": 1.0,
+                "fg +poses against fg": 3.0, "tg +poses against tg": 2.4}  # fmt: skip
+    expected |= {f"{name} against anchor": offset + 1.0 for name, offset in offsets.items()}
+    assert pairs.keys() == expected.keys()
+    for name, difference in expected.items():
+        assert abs(pairs[name]["psnr_head"]["mean"] - difference) < 0.1, name  # 24 frames, noise of 0.14 each
+
+
 def run_benchmark(benchmark, monkeypatch, tmp_path, *more):
     """Runs it with commands that leave what they would; returns the commands."""
     ran = []
