@@ -6,7 +6,7 @@ Kernel ridge regression from a frame's audio window to its 20 lip landmarks, the
 that the dataset holds out, and on eight blocks of the whole clip in turn, each told by the others but for the frames
 whose windows overlap it. A yardstick for trained heads, and for front ends: over the blocks, since some dozens of
 held-out frames are told well or badly by chance.
-Prints a table and writes JSON.
+Prints a table, and writes JSON with --out FILE.
 """
 
 import argparse
@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import rasterizer as rasterizer_benchmark
 
+from fg3dgs_jax import cli
 from fg3dgs_jax.data.audio_basis import audio_basis
 from fg3dgs_jax.data.clip import GUARD_FRAMES, MOUTH_POINTS
 from fg3dgs_jax.data.dataset import Dataset, open_dataset
+from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.inference import metrics
 from fg3dgs_jax.model.cameras import project, triangulate
 
@@ -71,14 +73,17 @@ def score(
     )
 
 
-def main() -> None:
-    """Prints the table and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> int:
+    """The command. Returns the exit code; see `cli.run`."""
+    parser = cli.Parser(
+        prog="python benchmarks/what_sound_tells.py", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
     parser.add_argument("--features", default=None, metavar="NAME", help="front end; default: the folder's own")
     parser.add_argument("--components", type=int, default=24, help="of a window, principal ones; 0: the whole window")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "what_sound_tells.json")
-    flags = parser.parse_args()
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the scores go as JSON; default: nowhere")
+    flags = parser.parse_args(argv)
     dataset = open_dataset(flags.data, audio_features=flags.features)
     windows, every = np.asarray(dataset.audio_features, np.float64), np.arange(dataset.num_frames)
     blocks = [
@@ -86,7 +91,10 @@ def main() -> None:
         for block in np.array_split(every, BLOCKS)
     ]
     parts = {"held-out frames": [(dataset.train_ids, dataset.test_ids)], f"{BLOCKS} blocks in turn": blocks}
-    found = {name: score(windows, dataset, flags.components, part) for name, part in parts.items()}
+    try:
+        found = {name: score(windows, dataset, flags.components, part) for name, part in parts.items()}
+    except ValueError as error:
+        raise UserError(f"--components {flags.components}: {flags.data} is too little ({error})") from None
     print(f"{dataset.audio_name}, {flags.components or 'all'} components; LMD in pixels, of a still mouth, r, range")
     for name, row in found.items():
         print(f"{name:20s}", *(f"{value:6.2f}" for value in row.values()))
@@ -94,8 +102,10 @@ def main() -> None:
         "machine": rasterizer_benchmark.machine(), "frames": dataset.num_frames, "front_end": dataset.audio_name,
         "components": flags.components, "scores": found,
     }  # fmt: skip
-    flags.out.write_text(json.dumps(report, indent=1) + "\n")
+    if flags.out:
+        flags.out.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

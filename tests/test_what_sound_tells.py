@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from fg3dgs_jax.data import synthetic
 from fg3dgs_jax.data.clip import MOUTH_POINTS, Clip
 from fg3dgs_jax.data.dataset import Dataset
+from fg3dgs_jax.errors import UserError
 from fg3dgs_jax.model.cameras import project
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -54,3 +56,15 @@ def test_what_lips_owe_to_the_sound_is_told(script, clip, components):
     assert found["lip_opening_r"] > 0.9 and found["lmd"] < 0.6 * found["lmd_still"]
     deaf = script.score(np.random.default_rng(1).permutation(heard), dataset, components, parts)
     assert abs(deaf["lip_opening_r"]) < 0.5 and deaf["lmd"] > 0.9 * deaf["lmd_still"]
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--data", "nowhere"], "nowhere"),
+    (["--data", "FOLDER", "--components", "100000"], "--components 100000"),
+])  # fmt: skip
+def test_what_cannot_be_asked_is_one_sentence(script, argv, message, tmp_path):
+    folder = tmp_path / "data"
+    synthetic.make(folder, 40, 64)
+    with pytest.raises(UserError, match=message):
+        script.main([str(folder) if word == "FOLDER" else word for word in argv])
+    assert script.main(["--data", str(folder), "--components", "4"]) == 0
