@@ -5,7 +5,7 @@ portraits). With the values that the paper prints, or those of its published rec
     python -m fg3dgs_jax.train --config=configs/talking_gaussian.py --config.data=DIR --workdir=RUN
     python -m fg3dgs_jax.train --config=configs/talking_gaussian.py:released --config.data=DIR --workdir=RUN
 Ours, as in configs/fg3dgs.py, the paper's values: PSNR head 27.9 (30.0), mouth 28.3 (28.7), eyes 29.8 (31.5) dB, LMD
-0.94 (0.95) px, r 0.87; the original loops' own predictions of these frames: 26.5, 26.3, 27.3 dB, 1.14 px, 0.82.
+0.95 (0.95) px, r 0.87; the original loops' own predictions of these frames: 26.5, 26.3, 27.3 dB, 1.14 px, 0.82.
 Departures: both branches learn from the same frame of a step, so their incremental sampling takes turns; seeds and
 backgrounds are those of configs/fg3dgs.py; mouth motion is penalised like the face's, which the recipe leaves free;
 nothing is removed for being wide on the screen. With the recipe's limit of 20 pixels those remained that the motion

@@ -62,7 +62,7 @@ def _signs(seen: Dataset, measured: Dataset, ids: np.ndarray) -> np.ndarray:
     nearest to the landmarks' rays through frames `ids` of the dataset whose cameras were corrected. And how the head
     moves: a tracker that lags, or that smooths, is off by some of it.
     """
-    landmarks = np.asarray(measured.landmarks, np.float64)[:, : MOUTH_POINTS.start, :2]
+    landmarks = np.asarray(measured.landmarks, np.float64)[:, : MOUTH_POINTS.start]
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), SHAPE_FRAMES)).astype(int))]
     face = [cameras.triangulate(marks, seen.viewmats[ids], seen.intrinsics) for marks in landmarks[ids].swapaxes(0, 1)]
     misses = landmarks - cameras.project(np.array(face), measured.viewmats, measured.intrinsics)
